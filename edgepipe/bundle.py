@@ -12,15 +12,23 @@ digest of every other file.
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import msgspec
 
-from edgepipe.model import TensorSpec
+from edgepipe.errors import BundleError, OutputError
+from edgepipe.model import TensorSpec, digest_bytes
 
 ArtifactFormat = Literal["onnx", "tflite"]
 Precision = Literal["float32", "float16", "int8"]
 SCHEMA = 1
+MANIFEST = "manifest.json"
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,3 +163,201 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
     artifacts: tuple[Artifact, ...]
     versions: dict[str, str]
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of every file of the bundle but the manifest, by its path below the folder."""
+        files: dict[str, str] = {}
+        for artifact in self.artifacts:
+            files[artifact.name] = artifact.digest
+            for golden in artifact.golden:
+                files |= golden.digests
+        return files
+
+
+class Bundle(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle on disk, whole and unaltered when it was read.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says about itself.
+        digest: sha256 of the manifest's file, and through it of every other file.
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact of that name.
+
+        Raises:
+            BundleError: There is none.
+        """
+        for artifact in self.manifest.artifacts:
+            if artifact.name == name:
+                return artifact
+        names = ", ".join(artifact.name for artifact in self.manifest.artifacts)
+        raise BundleError(f"the bundle has no artifact {name}", where=str(self.folder), got=names)
+
+    def read(self, file: str) -> bytes:
+        """The bytes of one of its files, checked against the manifest.
+
+        Args:
+            file: Path below the folder, as the manifest spells it.
+
+        Raises:
+            BundleError: The file is missing, was altered, or is none of the bundle's.
+        """
+        return _read_checked(self.folder, file, self.manifest.digests().get(file))
+
+
+def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Writes a bundle whole or not at all: it is built beside `folder`, then renamed.
+
+    An older bundle in the same place is replaced; anything else there is left alone.
+
+    Args:
+        folder: Where it shall stand.
+        manifest: With the digests of `files`, as `edgepipe.golden.seal` makes its artifacts.
+        files: Every file that the manifest names, by its path below the folder.
+
+    Raises:
+        BundleError: `folder` holds something that is no bundle.
+        OutputError: The files cannot be written.
+        ValueError: `files` are not those of the manifest: a mistake of the caller.
+    """
+    if {name: digest_bytes(data) for name, data in files.items()} != manifest.digests():
+        raise ValueError("the files are not those that the manifest names")
+    encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    folder = folder.absolute()
+    _refuse_foreign(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(folder) as fresh:
+            for name, data in {**files, MANIFEST: encoded}.items():
+                path = fresh / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            _swap(fresh, folder)
+    except OSError as error:
+        raise OutputError(
+            "the bundle cannot be written",
+            where=str(folder),
+            got=error.strerror or str(error),
+            remedy="free some space, or name a folder that you may write to",
+        ) from error
+    return Bundle(folder=folder, manifest=manifest, digest=digest_bytes(encoded))
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Reads a bundle and checks every file against its digest.
+
+    Raises:
+        BundleError: There is no bundle, it is of a newer form, or a file is missing or was altered.
+    """
+    manifest, digest = _read_manifest(folder)
+    for name, expected in manifest.digests().items():
+        _read_checked(folder, name, expected)
+    return Bundle(folder=folder.absolute(), manifest=manifest, digest=digest)
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    where = str(folder / MANIFEST)
+    try:
+        encoded = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            "the folder is no bundle",
+            where=str(folder),
+            got=f"{MANIFEST}: {error.strerror}",
+            remedy="make one with `edgepipe compress MODEL --target T -o FOLDER`",
+        ) from error
+    try:
+        schema = _schema_of(json.loads(encoded))
+        if schema > SCHEMA:
+            raise BundleError(
+                "the bundle was made by a newer edgepipe",
+                where=where,
+                got=f"schema {schema}, this edgepipe knows {SCHEMA}",
+                remedy="upgrade edgepipe, or make the bundle again",
+            )
+        return msgspec.json.decode(encoded, type=Manifest), digest_bytes(encoded)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise BundleError(
+            "the bundle's manifest is malformed",
+            where=where,
+            got=str(error),
+            remedy="make the bundle again",
+        ) from error
+
+
+def _schema_of(record: Any) -> int:
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, int):
+        raise ValueError("it does not say of which schema it is")  # noqa: TRY004  malformed, not mistyped
+    return schema
+
+
+def _read_checked(folder: Path, name: str, expected: str | None) -> bytes:
+    remedy = "make the bundle again; its files belong together"
+    where = str(folder / name)
+    path = PurePosixPath(name)
+    if expected is None or path.is_absolute() or ".." in path.parts:
+        raise BundleError("that is no file of the bundle", where=where, remedy=remedy)
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            "a file of the bundle is missing", where=where, got=error.strerror or "", remedy=remedy
+        ) from error
+    found = digest_bytes(data)
+    if found != expected:
+        raise BundleError(
+            "a file of the bundle was altered",
+            where=where,
+            got=f"sha256 {found[:12]}…, the manifest says {expected[:12]}…",
+            remedy=remedy,
+        )
+    return data
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Replacing a bundle removes its folder, so every file in there must be the bundle's own."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    remedy = "name another folder with -o"
+    if not folder.is_dir() or folder.is_symlink():
+        raise BundleError("that is no folder of its own", where=str(folder), remedy=remedy)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if not found:
+        return
+    own = {MANIFEST, *_read_manifest(folder)[0].digests()} if MANIFEST in found else set()
+    if found - own:
+        foreign = ", ".join(sorted(found - own)[:3])
+        raise BundleError("the folder holds other files", where=str(folder), got=foreign, remedy=remedy)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder`; whatever is still there afterwards is removed."""
+    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    fresh.mkdir()
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Puts `fresh` in the place of `folder`; a failure in between puts the old one back."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = folder.with_name(f"{fresh.name}.old")
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
