@@ -1,13 +1,25 @@
-"""Targets: kinds of board, as data. One TOML file each in targets/, with a one-level `extends`."""
+"""Targets: kinds of board, as data. One TOML file each in targets/, with a one-level `extends`.
+
+A file is named after its target and holds the fields of :class:`Target` but `name`. A file that says
+``extends = "raspberrypi4"`` takes every field that it does not set from that target.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
+from edgepipe.errors import TargetError
+
 Activation = Literal["uint8", "int8", "int8-symmetric"]
 RuntimeName = Literal["onnxruntime", "litert", "tflite-runtime"]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+PythonVersion = Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$")]
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,13 +67,13 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     title: str
     architecture: Literal["aarch64", "armv7l", "x86_64"]
     cpu: str
-    cores: int
-    memory_mb: int
+    cores: Count
+    memory_mb: Count
     os: str
-    python: str
-    runtimes: tuple[Runtime, ...]
+    python: PythonVersion
+    runtimes: Annotated[tuple[Runtime, ...], msgspec.Meta(min_length=1)]
     activation: Activation
-    threads: int
+    threads: Count
     execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
     power_sources: tuple[str, ...] = ()
     throttle_sources: tuple[str, ...] = ()
@@ -72,3 +84,142 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def formats(self) -> tuple[Literal["onnx", "tflite"], ...]:
         """Artifact formats that some runtime of the board can run, the preferred one first."""
         return tuple(dict.fromkeys(runtime.format for runtime in self.runtimes))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Loads a shipped target by its name or its family's, or one of the user's by the path of its file.
+
+    Args:
+        name_or_path: "raspberrypi5", "jetson" (the family's default), or a path that ends in ".toml".
+
+    Raises:
+        TargetError: There is no such target or file, or the file is malformed.
+    """
+    text = str(name_or_path)
+    if text.endswith(".toml"):
+        return _read_target(Path(text))
+    name = load_aliases().get(text, text)
+    path = _shipped().get(name)
+    if path is None:
+        raise _unknown(text)
+    return _read_target(path)
+
+
+def list_targets() -> tuple[Target, ...]:
+    """Every shipped target, in order of name.
+
+    Raises:
+        TargetError: A file is malformed.
+    """
+    return tuple(_read_target(path) for _, path in sorted(_shipped().items()))
+
+
+def load_aliases() -> dict[str, str]:
+    """The target that each family name stands for.
+
+    Raises:
+        TargetError: The file of aliases is malformed.
+    """
+    path = targets_folder() / "aliases.toml"
+    try:
+        return msgspec.convert(_read_toml(path), dict[str, str])
+    except msgspec.ValidationError as error:
+        raise TargetError("the file of family names is malformed", where=str(path), got=str(error)) from error
+
+
+def targets_folder() -> Path:
+    """The folder of the shipped targets: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    in_wheel = package / "targets"
+    return in_wheel if in_wheel.is_dir() else package.parent / "targets"
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in targets_folder().glob("*.toml") if path.stem != "aliases"}
+
+
+def _read_target(path: Path) -> Target:
+    table = _read_toml(path)
+    base_name = table.pop("extends", None)
+    if base_name is not None:
+        table = _extended(_base_table(base_name, path), table)
+    if "name" in table:
+        raise TargetError(
+            "a target file does not name itself",
+            where=f"{path}: name",
+            remedy="remove the key; rename the file",
+        )
+    try:
+        return msgspec.convert({**table, "name": path.stem}, Target)
+    except msgspec.ValidationError as error:
+        raise _malformed(path, str(error)) from error
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        remedy = "check the path, or name a shipped target: edgepipe targets list"
+        raise TargetError("there is no such target file", where=str(path), remedy=remedy) from error
+    except OSError as error:
+        raise TargetError(
+            "the target file cannot be read", where=str(path), got=error.strerror or str(error)
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TargetError("the target file is not valid TOML", where=str(path), got=str(error)) from error
+
+
+def _base_table(base_name: object, path: Path) -> dict[str, object]:
+    where = f"{path}: extends"
+    if not isinstance(base_name, str):
+        raise TargetError("`extends` names one shipped target", where=where, got=repr(base_name))
+    base_path = _shipped().get(load_aliases().get(base_name, base_name))
+    if base_path is None:
+        raise _unknown(base_name, where=where)
+    table = _read_toml(base_path)
+    if "extends" in table:
+        remedy = f"extend {table['extends']!r}, or copy {base_path.name}"
+        raise TargetError("a target extends another one that extends a third", where=where, remedy=remedy)
+    return table
+
+
+def _extended(base: dict[str, object], own: dict[str, object]) -> dict[str, object]:
+    """The base's fields under the file's own ones.
+
+    A source goes with its figure: for a field that the file sets, the base's source is dropped.
+    """
+    base_facts, own_facts = base.get("facts", {}), own.get("facts", {})
+    merged = {**base, **own}
+    if isinstance(base_facts, dict) and isinstance(own_facts, dict):
+        inherited = {field: source for field, source in base_facts.items() if field not in own}
+        merged["facts"] = {**inherited, **own_facts}
+    return merged
+
+
+def _unknown(name: str, where: str = "") -> TargetError:
+    names = sorted({*_shipped(), *load_aliases()})
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(names)}"
+    remedy += "; or the path of a .toml file"
+    return TargetError("there is no such target", where=where, got=name, remedy=remedy)
+
+
+def _malformed(path: Path, complaint: str) -> TargetError:
+    """Names the key that msgspec's complaint is about, which says "at `$.cores`" or "field `cores`"."""
+    place = re.search(r" - at `\$\.?(.*)`$", complaint)
+    unknown = re.search(r"unknown field `(.+?)`", complaint)
+    missing = re.search(r"missing required field `(.+?)`", complaint)
+    what, key, remedy = (
+        "a key of the target file has a wrong value",
+        "",
+        "see targets/README.md for the fields",
+    )
+    if unknown:
+        what, key = "the target file has an unknown key", unknown[1]
+        near = difflib.get_close_matches(key, Target.__struct_fields__, n=1)
+        remedy = f"did you mean {near[0]}?" if near else remedy
+    elif missing:
+        what, key = "the target file lacks a key", missing[1]
+    parts = [part for part in (place[1] if place else "", key) if part]
+    where = f"{path}: {'.'.join(parts)}" if parts else str(path)
+    return TargetError(what, where=where, got=complaint.partition(" - at ")[0], remedy=remedy)
