@@ -1,0 +1,158 @@
+"""Reading and editing an onnx_ir graph: the few verbs that onnx_ir itself leaves to its callers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgepipe.model import Model, onnx_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+
+def open_graph(model: Model) -> ir.Model:
+    """Parses `model` into an onnx_ir model that the caller owns, with every shape inferred."""
+    import onnx_ir as ir
+
+    return ir.from_proto(_with_shapes(model.to_onnx()))
+
+
+def freeze(graph_model: ir.Model, name: str) -> Model:
+    """Serializes an edited model, its shapes inferred anew, deterministically."""
+    import onnx_ir as ir
+
+    return onnx_model(_with_shapes(ir.to_proto(graph_model)), name)
+
+
+def with_fresh_shapes(graph_model: ir.Model) -> ir.Model:
+    """The same model with the shapes inferred anew, after an edit that makes more of them known."""
+    import onnx_ir as ir
+
+    return ir.from_proto(_with_shapes(ir.to_proto(graph_model)))
+
+
+def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    del proto.graph.value_info[:]  # a stale shape would win over the inferred one
+    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array that `value` always holds, or None where it depends on the graph's inputs."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def constant_input(node: ir.Node, index: int) -> NDArray[Any] | None:
+    """The constant at input `index`, or None where that is absent or not constant."""
+    return constant(node.inputs[index]) if index < len(node.inputs) else None
+
+
+def sizes(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """Dimensions of `value`, None for each that is dynamic; None where not even the rank is known."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
+
+
+def nodes(graph: ir.Graph, *op_types: str) -> Iterator[ir.Node]:
+    """Nodes of the standard ONNX domain with one of these types (all, where none is given), in order."""
+    for node in list(graph):
+        if node.domain in ("", "ai.onnx") and (not op_types or node.op_type in op_types):
+            yield node
+
+
+def ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> list[int]:
+    """The integers of attribute `name`, or `default`."""
+    attribute = node.attributes.get(name)
+    return list(default) if attribute is None else list(attribute.as_ints())
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """The integer of attribute `name`, or `default`."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def real(node: ir.Node, name: str, default: float) -> float:
+    """The float of attribute `name`, or `default`."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_float()
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """The string of attribute `name`, or `default`."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
+def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Registers `array` as an initializer under `name`, or under `name` with a number where that is taken."""
+    import onnx_ir as ir
+
+    unique = unused_name(graph, name)
+    value = ir.Value(
+        name=unique,
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        shape=ir.Shape(array.shape),
+        const_value=ir.tensor(array, name=unique),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def unused_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or `name` with the first number that makes it unique among the graph's values."""
+    taken = names(graph)
+    unique, number = name, 0
+    while unique in taken:
+        number += 1
+        unique = f"{name}.{number}"
+    return unique
+
+
+def names(graph: ir.Graph) -> set[str]:
+    """Names of all values of the graph."""
+    taken = {value.name for value in graph.inputs if value.name} | set(graph.initializers)
+    for node in graph:
+        taken.update(output.name for output in node.outputs if output.name)
+    return taken
+
+
+def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Lets every consumer of `old` take `new`; a graph output keeps its name.
+
+    Where `old` is a graph output and `new` is a graph input or constant, an Identity carries the name.
+    """
+    import onnx_ir as ir
+
+    if old.is_graph_output():
+        name = old.name
+        old.name = unused_name(graph, f"{name}.before")
+        producer = old.producer()
+        if new.is_graph_input() or new.is_initializer() or new.is_graph_output():
+            identity = ir.node("Identity", [new])
+            if producer is None:
+                raise ValueError("a graph input cannot be replaced")
+            graph.insert_after(producer, identity)
+            carrier = identity.outputs[0]
+        else:
+            carrier = new
+        carrier.name, carrier.type, carrier.shape = name, old.type, old.shape
+        old.replace_all_uses_with(carrier, replace_graph_outputs=True)
+        return
+    old.replace_all_uses_with(new)
+
+
+def is_quantized(model: Model) -> bool:
+    """True for an ONNX model that quantizes activations already (QDQ, or ops on integers)."""
+    quantizing = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"}
+    graph = model.to_onnx().graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return any(node.op_type in quantizing and node.input[0] not in constants for node in graph.node)
