@@ -1,0 +1,69 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv by themselves.
+#
+# pip takes its settings from the environment as always (PIP_INDEX_URL, PIP_FIND_LINKS ...). Where disk or
+# bandwidth are scarce, take PyTorch without CUDA:
+#     make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+PIP_FLAGS ?=
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
+DEMO_STAMP := $(VENV)/.installed-demo
+TEST_STAMP := $(VENV)/.installed-test
+
+# One thread for each worker: the numeric libraries would otherwise start one a core in every worker.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2
+
+# A .venv whose Python is gone, or that was made in another folder, is thrown away before anything reads it.
+$(shell sh tools/discard-stale-venv.sh $(VENV))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format wheel clean distclean system-packages
+
+help:  ## Says what each target does.
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(DEMO_STAMP)  ## Trains, quantizes, deploys and measures a small CNN on an embedded device.
+	@$(BIN)/edgepipe demo
+
+test: $(TEST_STAMP) system-packages lint  ## Checks style, types, layers and the agent's Python floor, then runs the tests.
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(JOBS) -q
+
+lint: $(TEST_STAMP)  ## Checks style, types, layers and the agent's Python floor.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vermin --quiet --no-tips --violations --target=3.6- device_agent
+
+format: $(TEST_STAMP)  ## Formats the code and mends what can be mended by machine.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(TEST_STAMP)  ## Builds sdist and wheel into dist/.
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+system-packages:
+	@sh tools/install-system-packages.sh
+
+clean:  ## Removes what building and testing leave behind.
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## The same, and .venv.
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@sh tools/make-venv.sh $(VENV)
+
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing edgepipe[demo] into $(VENV) ...'
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing edgepipe[all,dev] into $(VENV) ...'
+	@$(INSTALL) -e '.[all,dev]'
+	@touch $(DEMO_STAMP) $@
