@@ -1,0 +1,80 @@
+"""The `edgepipe` program: its commands, and what becomes of errors and Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import edgepipe
+from edgepipe.cli import bundles, catalogue, deploy, runs, start
+from edgepipe.cli.show import print_error
+from edgepipe.errors import EdgepipeError, Interrupted
+
+EPILOG = """
+**The main job**: `edgepipe deploy model.onnx --target raspberrypi5 --host pi@10.0.0.5 --data val.npz`
+
+**No board at hand**: `edgepipe deploy model.onnx --target x86 --emulate --data val.npz`
+
+**Nothing at hand**: `edgepipe demo`
+
+`--debug` goes anywhere and shows the traceback of an error. The exit code tells errors apart.
+"""
+
+app = typer.Typer(
+    name="edgepipe",
+    help="From a trained model to a measured INT8 artifact on an edge device, in one command.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (deploy, bundles, runs, catalogue, start):
+    module.register(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgepipe {edgepipe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line and exits with the code of what happened.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Raises:
+        SystemExit: Always: 0, or the `exit_code` of the error.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    as_json = "--json" in arguments
+    try:
+        # Typer knows --debug only before the command; people append it to the line that failed.
+        app(args=[argument for argument in arguments if argument != "--debug"], prog_name="edgepipe")
+    except KeyboardInterrupt:
+        error: EdgepipeError = Interrupted(
+            "interrupted", remedy="run the same command again: finished work is kept"
+        )
+    except EdgepipeError as caught:
+        error = caught
+    else:
+        return
+    if debug:
+        raise error
+    print_error(error, as_json=as_json)
+    raise SystemExit(error.exit_code)
