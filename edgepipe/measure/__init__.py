@@ -1,0 +1,37 @@
+"""Measurements: raw samples are stored, statistics are made on reading, and the tool doubts itself aloud."""
+
+from edgepipe.measure.energy import Energy, energy_of
+from edgepipe.measure.record import (
+    Kind,
+    Measurement,
+    Memory,
+    Outcome,
+    Power,
+    Reading,
+    Series,
+    Window,
+    from_protocol,
+)
+from edgepipe.measure.statistics import Interval, Latency, latency_of, ratio_of_medians
+from edgepipe.measure.verdict import Finding, Verdict, verdict_of
+
+__all__ = [
+    "Energy",
+    "Finding",
+    "Interval",
+    "Kind",
+    "Latency",
+    "Measurement",
+    "Memory",
+    "Outcome",
+    "Power",
+    "Reading",
+    "Series",
+    "Verdict",
+    "Window",
+    "energy_of",
+    "from_protocol",
+    "latency_of",
+    "ratio_of_medians",
+    "verdict_of",
+]
