@@ -80,7 +80,7 @@ def check(value: Any, hint: Any, where: str) -> None:
         _scalar(value, hint, where)
 
 
-_HINTS = {}  # type: Dict[Type[Any], Dict[str, Any]]
+_HINTS: Dict[Type[Any], Dict[str, Any]] = {}
 
 
 def _hints(cls: Type[Any]) -> Dict[str, Any]:
@@ -143,7 +143,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _unique(pairs: Any) -> Dict[str, Any]:
-    fields = {}  # type: Dict[str, Any]
+    fields: Dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:
             raise ProtocolError("field {!r} is there twice".format(key))

@@ -14,7 +14,9 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple, Type, Union
 
 from device_agent.codec import ProtocolError, build, check, parse, plain
 from device_agent.records import (
+    POWER_SOURCES,
     RUNTIMES,
+    THROTTLE_SOURCES,
     ChildMemory,
     Clock,
     CpuFacts,
@@ -62,8 +64,10 @@ __all__ = [
     "EVENTS",
     "FAILURES",
     "MAX_LINE_BYTES",
+    "POWER_SOURCES",
     "REQUESTS",
     "RUNTIMES",
+    "THROTTLE_SOURCES",
     "VERSION",
     "Bench",
     "ChildMemory",
@@ -155,7 +159,7 @@ class Bench(NamedTuple):
         min_duration_ns: ... and least duration of them.
         max_runs: Stop here, whatever the duration; 0 for no such limit.
         seed: Of the order of samples.
-        power_sources: Names of power readers to try, in order; the first that reads is used.
+        power_sources: Names of POWER_SOURCES to try, in order; the first that reads is used.
         idle_ns: How long to sample power before the child starts; used only with a power source.
         timeout_ns: Time for all of the child's work.
     """
@@ -334,7 +338,7 @@ Event = Union[
     Done,
 ]
 
-REQUESTS = {
+REQUESTS: Dict[str, Type[Any]] = {
     "hello": Hello,
     "probe": Probe,
     "verify": Verify,
@@ -343,9 +347,9 @@ REQUESTS = {
     "space": Space,
     "remove": Remove,
     "quit": Quit,
-}  # type: Dict[str, Type[Any]]
+}
 
-EVENTS = {
+EVENTS: Dict[str, Type[Any]] = {
     "welcome": Welcome,
     "facts": Facts,
     "progress": Progress,
@@ -358,7 +362,7 @@ EVENTS = {
     "removed": Removed,
     "failed": Failed,
     "done": Done,
-}  # type: Dict[str, Type[Any]]
+}
 
 _TAGS = {cls: tag for table in (REQUESTS, EVENTS) for tag, cls in table.items()}
 
@@ -377,7 +381,7 @@ def encode(message: Union[Request, Event]) -> str:
     if tag is None:
         raise ProtocolError("{} is no message".format(type(message).__name__))
     check(message, type(message), tag)
-    fields = {"v": VERSION, "type": tag}  # type: Dict[str, Any]
+    fields: Dict[str, Any] = {"v": VERSION, "type": tag}
     fields.update(plain(message))
     try:
         line = json.dumps(fields, separators=(",", ":"), allow_nan=False)

@@ -7,6 +7,8 @@ device's CLOCK_MONOTONIC, the same clock in every process of the device.
 from typing import NamedTuple, Optional, Tuple
 
 RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+POWER_SOURCES = ("rapl", "ina3221", "rpi-pmic", "hwmon-ina", "battery")
+THROTTLE_SOURCES = ("rpi", "jetson-oc", "thermal")
 
 
 class Port(NamedTuple):
@@ -100,10 +102,11 @@ class Reading(NamedTuple):
     """One value of a sensor or counter.
 
     Attributes:
-        source: The reader: "rpi", "jetson-oc", "cpufreq", "thermal", ...
-        name: What is read there: "under-voltage-now", "policy0", "cpu-thermal".
+        source: The reader: one of THROTTLE_SOURCES, "cpufreq" or "temperature".
+        name: What is read there: "under-voltage-now", "oc1", "policy0", "cpu-thermal".
         value: The value.
-        unit: "count", "flag", "khz", "mc" (thousandths of a degree Celsius) or "us".
+        unit: "count" (since boot), "flag" (0 or 1), "level" (of a cooling device, 0 for none), "khz"
+            or "mc" (thousandths of a degree Celsius).
     """
 
     source: str
@@ -139,7 +142,8 @@ class Power(NamedTuple):
         coverage: What the figure includes: "soc", "board", "wall", or "" without a source.
         rails: The rails that are summed.
         idle: Window measured before the child was started; None without a source.
-        wrap_uj: The counter restarts from 0 past this; 0 for a sampled source.
+        wrap_uj: Where the device's counter restarts from 0 (the agent has undone that in the samples,
+            which never go down); 0 for a sampled source.
         note: Why there is none, or what the user should know of it.
     """
 
@@ -285,6 +289,7 @@ class Facts(NamedTuple):
         emulated: True where this is not the hardware that it looks like, or not a device at all.
         emulation: What emulates it and how that was seen, "" for real hardware.
         container: "docker", "podman", "lxc", ... or "".
+        hypervisor: The virtual machine that this runs in, "" for none seen.
     """
 
     board: str
@@ -305,6 +310,7 @@ class Facts(NamedTuple):
     emulated: bool
     emulation: str
     container: str
+    hypervisor: str
 
 
 class Measurement(NamedTuple):
