@@ -96,7 +96,7 @@ def test_every_figure_has_a_source(target: Target):
     else:
         assert set(target.facts) == explained
     for source in target.facts.values():
-        assert re.match(r"https://\S+\.\S+|measured: \w|assumption: \w|NVIDIA [\w -]+,", source), source
+        assert re.match(r"https://\S+\.\S+|measured: \w|assumption: \w|NVIDIA [\w .-]+,", source), source
 
 
 @every_target
