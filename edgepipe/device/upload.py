@@ -1,0 +1,262 @@
+"""Bringing files to a device: streamed, resumable, checked there, and in place only when whole.
+
+A file travels as ``NAME.part`` through ``cat`` on the exec channel (SFTP is slower, and small systems
+lack it). When all of it is there and its sha256 is right, the device renames it. A cut connection or
+Ctrl-C leaves the part where it is, on purpose: the next upload of the same contents goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from edgepipe.device.transport import Completed, Transport, last_lines
+from edgepipe.errors import BundleError, DeviceDiskFull, DeviceError
+from edgepipe.model import digest_bytes
+from edgepipe.units import format_bytes
+
+_CHUNK_BYTES = 1 << 18
+_CHECK_TIMEOUT_S = 300.0
+_EXIT_UNWRITTEN = 28
+_EXIT_ALTERED = 65
+_FULL_SIGNS = ("No space left", "quota exceeded", "File too large", "File size limit")
+
+Progress = Callable[[int], None]
+"""Told how many bytes of all files are on the device."""
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """One file to bring to the device.
+
+    Attributes:
+        source: Its bytes, or a file of this machine.
+        remote: Where it goes, relative to the home folder there.
+        digest: sha256 of the contents, in hex.
+        size_bytes: Their size.
+    """
+
+    source: bytes | Path
+    remote: str
+    digest: str
+    size_bytes: int
+
+
+def upload_of(source: bytes | Path, remote: str) -> Upload:
+    """An Upload with digest and size read off the source.
+
+    Raises:
+        BundleError: The file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return Upload(source=source, remote=remote, digest=digest_bytes(source), size_bytes=len(source))
+    try:
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Upload(source=source, remote=remote, digest=digest, size_bytes=source.stat().st_size)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """What the device has of a file: whole or in part; None where it has nothing."""
+
+    whole: tuple[int, str] | None
+    part: tuple[int, str] | None
+
+
+def _ignore(done_bytes: int) -> None:
+    """Progress that nobody watches."""
+
+
+def put(transport: Transport, uploads: Sequence[Upload], *, progress: Progress = _ignore) -> int:
+    """Brings files to the device, all that it does not have yet, and gives the bytes that were sent.
+
+    Raises:
+        DeviceDiskFull: There is no room; no part of the file that did not fit is left.
+        DeviceError: The device cannot write there, or what arrives is not what was sent.
+        DeviceTimeout: The device takes no more data.
+        HostUnreachable: The connection was lost; what arrived stays, for the next time.
+        BundleError: A source cannot be read.
+    """
+    free_bytes, parts = _inspect(transport, uploads)
+    plans = [_missing_from(upload, part) for upload, part in zip(uploads, parts, strict=True)]
+    need_bytes = sum(
+        upload.size_bytes - offset
+        for upload, offset in zip(uploads, plans, strict=True)
+        if offset is not None
+    )
+    if free_bytes is not None and need_bytes > free_bytes:
+        raise _disk_full(transport, f"{format_bytes(need_bytes)} needed, {format_bytes(free_bytes)} free")
+    done = sent = 0
+    for upload, offset in zip(uploads, plans, strict=True):
+        if offset is not None:
+            sent += _send(
+                transport, upload, offset, lambda sent_bytes, start=done: progress(start + sent_bytes)
+            )
+        done += upload.size_bytes
+        progress(done)
+    return sent
+
+
+def _advance(progress: Progress, before: int, done_bytes: int) -> None:
+    progress(before + done_bytes)
+
+
+def _missing_from(upload: Upload, part: _Part) -> int | None:
+    """Where to go on; None where the device has the file already."""
+    if part.whole == (upload.size_bytes, upload.digest):
+        return None
+    if part.part is None or not 0 < part.part[0] <= upload.size_bytes:
+        return 0
+    size, digest = part.part
+    return size if _digest_of_start(upload, size) == digest else 0
+
+
+def _send(transport: Transport, upload: Upload, offset: int, progress: Progress) -> int:
+    """Sends one file from `offset` on, from its start where the device then has something else."""
+    for start in (offset, 0):
+        argv = ["sh", "-c", _RECEIVE, "sh", upload.remote, upload.digest, str(start)]
+        chunks = _chunks(upload, start, progress)
+        completed = transport.run(argv, stdin=chunks, timeout_s=_CHECK_TIMEOUT_S)
+        if completed.exit_status == 0:
+            return upload.size_bytes - start
+        if completed.exit_status != _EXIT_ALTERED:
+            raise _failed(transport, upload, completed)
+    raise DeviceError(
+        "the device has something else than what was sent, twice",
+        where=f"{transport.description}:~/{upload.remote}",
+        got=f"sha256 {last_lines(completed.stdout)} instead of {upload.digest}",
+        remedy="see whether the storage of the device is sound, and nothing else writes there",
+    )
+
+
+def _chunks(upload: Upload, start: int, progress: Progress) -> Iterator[bytes]:
+    done = start
+    for chunk in _read(upload, start):
+        yield chunk
+        done += len(chunk)
+        progress(done)
+
+
+def _read(upload: Upload, start: int) -> Iterator[bytes]:
+    if isinstance(upload.source, bytes):
+        view = memoryview(upload.source)
+        for position in range(start, len(view), _CHUNK_BYTES):
+            yield bytes(view[position : position + _CHUNK_BYTES])
+        return
+    try:
+        with upload.source.open("rb") as file:
+            file.seek(start)
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise _unreadable(upload.source, error) from error
+
+
+def _digest_of_start(upload: Upload, size: int) -> str:
+    digest = hashlib.sha256()
+    for chunk in _read(upload, 0):
+        digest.update(chunk[:size])
+        size -= len(chunk)
+        if size <= 0:
+            break
+    return digest.hexdigest()
+
+
+def _inspect(transport: Transport, uploads: Sequence[Upload]) -> tuple[int | None, list[_Part]]:
+    """Asks, in one round trip, for the room on the device and what it has of the files."""
+    names = "".join(f"{upload.remote}\n" for upload in uploads)
+    completed = transport.run(["sh", "-c", _INSPECT, "sh"], stdin=names.encode(), timeout_s=_CHECK_TIMEOUT_S)
+    lines = completed.stdout.decode(errors="replace").splitlines()
+    if completed.exit_status != 0 or len(lines) != 1 + 2 * len(uploads):
+        raise _failed(transport, None, completed)
+    contents = [_size_and_digest(line) for line in lines[1:]]
+    parts = [_Part(whole, part) for whole, part in zip(contents[::2], contents[1::2], strict=True)]
+    return _free_bytes(lines[0]), parts
+
+
+def _size_and_digest(line: str) -> tuple[int, str] | None:
+    size, _, digest = line.partition(" ")
+    return (int(size), digest) if size.isdigit() else None
+
+
+def _free_bytes(df_line: str) -> int | None:
+    """Reads the last line of ``df -Pk``: file system, size, used, available, capacity, mount point."""
+    fields = df_line.split()
+    percent = next((index for index, field in enumerate(fields) if field.endswith("%")), 0)
+    return int(fields[percent - 1]) * 1024 if percent >= 3 and fields[percent - 1].isdigit() else None
+
+
+def _failed(transport: Transport, upload: Upload | None, completed: Completed) -> DeviceError:
+    said = last_lines(completed.stderr) or f"exit status {completed.exit_status}, no message"
+    where = f"{transport.description}:~/{upload.remote if upload else ''}"
+    if any(sign in said for sign in _FULL_SIGNS):
+        free_bytes = _free_bytes(last_lines(completed.stdout, 1))
+        free = "" if free_bytes is None else f" ({format_bytes(free_bytes)} free)"
+        return _disk_full(transport, said + free)
+    return DeviceError(
+        "the device cannot take the file",
+        where=where,
+        got=said,
+        remedy="see whether ~/.edgepipe can be written there, and sh, cat and sha256sum are installed",
+    )
+
+
+def _disk_full(transport: Transport, got: str) -> DeviceDiskFull:
+    return DeviceDiskFull(
+        "the device has no room left",
+        where=f"{transport.description}:~/.edgepipe",
+        got=got,
+        remedy="free some room there; `rm -r ~/.edgepipe` removes all that edgepipe ever put on it",
+    )
+
+
+def _unreadable(source: Path, error: OSError) -> BundleError:
+    return BundleError(
+        "a file to upload cannot be read",
+        where=str(source),
+        got=error.strerror or str(error),
+        remedy="see whether it is still there",
+    )
+
+
+# POSIX sh, as dash and BusyBox have it; sha256sum is part of both Debian and BusyBox.
+_DIGEST = """
+LC_ALL=C; export LC_ALL; umask 077
+digest() {
+  if command -v sha256sum >/dev/null 2>&1; then sha256sum < "$1" | cut -c 1-64
+  else openssl dgst -sha256 < "$1" | sed 's/.*= *//'; fi
+}
+"""
+
+_INSPECT = (
+    _DIGEST
+    + """
+mkdir -p .edgepipe || exit 1
+df -Pk .edgepipe 2>/dev/null | tail -n 1 | grep . || echo unknown
+while IFS= read -r name; do
+  for file in "$name" "$name.part"; do
+    if [ -f "$file" ]; then echo "$(($(wc -c < "$file"))) $(digest "$file")"; else echo -; fi
+  done
+done
+"""
+)
+
+# Arguments: file, sha256, offset. A file that does not fit leaves no part behind, an interrupted one does.
+_RECEIVE = (
+    _DIGEST
+    + f"""
+part=$1.part
+failed() {{ rm -f "$part"; df -Pk . | tail -n 1; exit {_EXIT_UNWRITTEN}; }}
+mkdir -p "$(dirname "$1")" || failed
+if [ "$3" = 0 ]; then : > "$part" || failed; fi
+cat >> "$part" || failed
+found=$(digest "$part")
+if [ "$found" != "$2" ]; then echo "$found"; exit {_EXIT_ALTERED}; fi
+mv -f "$part" "$1"
+"""
+)
