@@ -14,6 +14,7 @@ from edgepipe.measure.record import (
 )
 from edgepipe.measure.statistics import Interval, Latency, latency_of, ratio_of_medians
 from edgepipe.measure.verdict import Finding, Verdict, verdict_of
+from edgepipe.measure.verification import OutputDifference, Verification, verification_from_protocol
 
 __all__ = [
     "Energy",
@@ -24,14 +25,17 @@ __all__ = [
     "Measurement",
     "Memory",
     "Outcome",
+    "OutputDifference",
     "Power",
     "Reading",
     "Series",
     "Verdict",
+    "Verification",
     "Window",
     "energy_of",
     "from_protocol",
     "latency_of",
     "ratio_of_medians",
     "verdict_of",
+    "verification_from_protocol",
 ]
