@@ -1,0 +1,166 @@
+"""Checks that a float ONNX graph computes what its source computes, on sample input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgepipe.errors import DataShapeMismatch, FidelityError, ModelError
+from edgepipe.model import TensorSpec
+from edgepipe.runtime import open_session
+from edgepipe.sources.source import Fidelity, Request
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Tensors = list[NDArray[np.generic]]
+
+SAMPLES = 8
+"""How many samples are compared: outputs differ everywhere or, in a bad conversion, on the first."""
+
+RELATIVE_BOUND = 1e-3
+"""Largest error allowed, relative to the largest output.
+
+Two runtimes sum in different orders, which costs up to about 1e-5 of the largest output in deep
+float32 networks; INT8 quantization costs about 1e-2. A conversion within 1e-3 adds nothing that one
+could see after quantization, and one beyond it computes something else.
+"""
+
+ABSOLUTE_BOUND = 1e-6
+"""Error allowed where all outputs of the source are next to zero."""
+
+
+class Trial:
+    """The inputs that both sides are run on, made once from the samples given or from the seed.
+
+    Attributes:
+        feeds: The input arrays of each run, in the model's order and batch size.
+        samples: Number of samples in all.
+        origin: "given" or "random".
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], request: Request) -> None:
+        self.feeds: list[Tensors] = []
+        self.origin: Literal["given", "random"] = "random" if request.sample is None else "given"
+        if request.sample is None:
+            rng = np.random.default_rng(request.seed)
+            batch = _batch(inputs[0])
+            self.feeds = [[_random(spec, rng) for spec in inputs] for _ in range(max(1, SAMPLES // batch))]
+        else:
+            self.feeds = _given(inputs, request.sample)
+        self.samples = sum(len(feed[0]) for feed in self.feeds)
+
+    def judge(self, reference: Sequence[Tensors], payload: bytes, *, by: str, note: str = "") -> Fidelity:
+        """Runs the ONNX model on the same feeds and compares.
+
+        Args:
+            reference: What the source gave for each feed: one array an output.
+            payload: The serialized float ONNX model.
+            by: The runtime that gave the reference, with its version.
+            note: What else must be known to read the result.
+
+        Raises:
+            FidelityError: an output has another shape, is not finite, or is off by more than
+                `RELATIVE_BOUND` of the largest output.
+        """
+        results = run_onnx(payload, self.feeds)
+        error_energy = signal_energy = max_abs_error = peak = 0.0
+        for want_all, got_all in zip(reference, results, strict=True):
+            if len(want_all) != len(got_all):
+                raise FidelityError(
+                    "the conversion changed the number of outputs",
+                    got=f"{len(got_all)} outputs, {len(want_all)} in the source",
+                )
+            for want, got in zip(want_all, got_all, strict=True):
+                error, signal = _difference(want, got, by)
+                error_energy += float(np.sum(error**2))
+                signal_energy += float(np.sum(signal**2))
+                max_abs_error = max(max_abs_error, float(np.max(np.abs(error), initial=0)))
+                peak = max(peak, float(np.max(np.abs(signal), initial=0)))
+        if max_abs_error > RELATIVE_BOUND * peak + ABSOLUTE_BOUND:
+            raise FidelityError(
+                f"the converted model does not compute what {by} computes for the source",
+                got=f"a difference of {max_abs_error:.3g} where the largest output is {peak:.3g}"
+                f" ({self.samples} {self.origin} samples)",
+                remedy=f"at most {RELATIVE_BOUND:g} of the largest output is float noise; "
+                "export the model to ONNX with its own framework and give that file",
+            )
+        return Fidelity(
+            samples=self.samples,
+            sample_source=self.origin,
+            max_abs_error=max_abs_error,
+            peak=peak,
+            sqnr_db=None if error_energy == 0 else float(10 * np.log10(signal_energy / error_energy)),
+            reference=by,
+            note=note,
+        )
+
+
+def run_onnx(payload: bytes, feeds: Sequence[Tensors]) -> list[Tensors]:
+    """Runs a serialized ONNX model with ONNX Runtime on the CPU, one thread."""
+    session = open_session(payload, "onnx")
+    return [session.run(feed) for feed in feeds]
+
+
+def _difference(
+    want: NDArray[np.generic], got: NDArray[np.generic], by: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if want.size != got.size or [n for n in want.shape if n != 1] != [n for n in got.shape if n != 1]:
+        raise FidelityError(
+            "the conversion changed the shape of an output",
+            got=f"{list(got.shape)}, where {by} gives {list(want.shape)}",
+        )
+    signal = want.astype(np.float64)
+    error = got.astype(np.float64).reshape(want.shape) - signal
+    if not np.all(np.isfinite(error)):
+        raise FidelityError(
+            "the model's outputs hold NaN or infinity on the sample input",
+            got=f"in the source: {not np.all(np.isfinite(signal))}; in the ONNX graph: "
+            f"{not np.all(np.isfinite(got.astype(np.float64)))}",
+            remedy="give real samples with --data; if they give it too, the model itself is broken",
+        )
+    return error, signal
+
+
+def _batch(spec: TensorSpec) -> int:
+    return (spec.shape[0] or 1) if spec.shape else 1
+
+
+def _random(spec: TensorSpec, rng: np.random.Generator) -> NDArray[np.generic]:
+    shape = [1 if size is None else size for size in spec.shape]
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind in "iub":
+        return rng.integers(0, 2, shape).astype(dtype)
+    raise ModelError(
+        "an input has a type that edgepipe cannot make samples of",
+        where=str(spec),
+        remedy="edgepipe handles models with number inputs",
+    )
+
+
+def _given(inputs: Sequence[TensorSpec], sample: NDArray[np.generic]) -> list[Tensors]:
+    if len(inputs) != 1:
+        raise ModelError(
+            "samples were given for a model with several inputs",
+            got=", ".join(str(spec) for spec in inputs),
+            remedy="leave --data away; random samples are then used for the fidelity check",
+        )
+    spec = inputs[0]
+    batch = _batch(spec)
+    fits = sample.ndim == len(spec.shape) and all(
+        size is None or size == given for size, given in zip(spec.shape[1:], sample.shape[1:], strict=False)
+    )
+    if not fits or len(sample) < batch:
+        raise DataShapeMismatch(
+            "the samples do not have the shape of the model's input",
+            where=str(spec),
+            got=f"{list(sample.shape)}",
+        )
+    count = max(batch, min(len(sample), SAMPLES) // batch * batch)
+    return [
+        [np.ascontiguousarray(sample[i : i + batch], np.dtype(spec.dtype))] for i in range(0, count, batch)
+    ]
