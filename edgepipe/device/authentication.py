@@ -144,7 +144,7 @@ class _Login:
             got="tried: "
             + ("; ".join(tried) or "nothing, as no key was found")
             + (f". The device takes: {methods}" if methods else ""),
-            remedy=f"put a public key there (`ssh-copy-id {self._route.host}`), or name the right key or user",
+            remedy=f"put a key there with `ssh-copy-id {self._route.host}`, or name the right key or user",
         )
 
 

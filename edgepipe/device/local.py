@@ -15,6 +15,7 @@ from edgepipe.device.transport import Channel, Transport
 from edgepipe.errors import DeviceError
 
 _READ_BYTES = 1 << 16
+_GRACE_S = 2.0
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -116,10 +117,13 @@ class _LocalPipes:
             return
         self.closed = True
         self.close_stdin()
-        if self._process.poll() is None:
+        for signum in (signal.SIGHUP, signal.SIGKILL):
+            if self._process.poll() is not None:
+                return
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                os.killpg(self._process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_S)
 
 
 def _read(stream: IO[bytes] | None) -> bytes:

@@ -19,6 +19,9 @@ from edgepipe.errors import BundleError, DeviceDiskFull, DeviceError
 from edgepipe.model import digest_bytes
 from edgepipe.units import format_bytes
 
+ROOT = ".edgepipe"
+"""Everything that edgepipe puts on a device is in this folder of the user's home."""
+
 _CHUNK_BYTES = 1 << 18
 _CHECK_TIMEOUT_S = 300.0
 _EXIT_UNWRITTEN = 28
@@ -94,9 +97,7 @@ def put(transport: Transport, uploads: Sequence[Upload], *, progress: Progress =
     done = sent = 0
     for upload, offset in zip(uploads, plans, strict=True):
         if offset is not None:
-            sent += _send(
-                transport, upload, offset, lambda sent_bytes, start=done: progress(start + sent_bytes)
-            )
+            sent += _send(transport, upload, offset, partial(_advance, progress, done))
         done += upload.size_bytes
         progress(done)
     return sent
@@ -202,16 +203,16 @@ def _failed(transport: Transport, upload: Upload | None, completed: Completed) -
         "the device cannot take the file",
         where=where,
         got=said,
-        remedy="see whether ~/.edgepipe can be written there, and sh, cat and sha256sum are installed",
+        remedy=f"see whether ~/{ROOT} can be written there, and sh, cat and sha256sum are installed",
     )
 
 
 def _disk_full(transport: Transport, got: str) -> DeviceDiskFull:
     return DeviceDiskFull(
         "the device has no room left",
-        where=f"{transport.description}:~/.edgepipe",
+        where=f"{transport.description}:~/{ROOT}",
         got=got,
-        remedy="free some room there; `rm -r ~/.edgepipe` removes all that edgepipe ever put on it",
+        remedy=f"free some room there; `rm -r ~/{ROOT}` removes all that edgepipe ever put on it",
     )
 
 
@@ -235,9 +236,9 @@ digest() {
 
 _INSPECT = (
     _DIGEST
-    + """
-mkdir -p .edgepipe || exit 1
-df -Pk .edgepipe 2>/dev/null | tail -n 1 | grep . || echo unknown
+    + f"""
+mkdir -p {ROOT} || exit 1
+df -Pk {ROOT} 2>/dev/null | tail -n 1 | grep . || echo unknown
 while IFS= read -r name; do
   for file in "$name" "$name.part"; do
     if [ -f "$file" ]; then echo "$(($(wc -c < "$file"))) $(digest "$file")"; else echo -; fi
