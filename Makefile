@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 PIP_FLAGS ?=
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 
@@ -59,11 +59,11 @@ $(BIN)/python:
 	@sh tools/make-venv.sh $(VENV)
 
 $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing edgepipe[demo] into $(VENV) ...'
+	@echo 'Installing edgepipe[demo] into $(VENV), which takes minutes the first time ...'
 	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing edgepipe[all,dev] into $(VENV) ...'
+	@echo 'Installing edgepipe[all,dev] into $(VENV), which takes minutes the first time ...'
 	@$(INSTALL) -e '.[all,dev]'
 	@touch $(DEMO_STAMP) $@

@@ -10,6 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import device_agent.throttle
+from device_agent.machine import Machine
+from device_agent.power import sensor_facts
 from edgepipe.errors import TargetError
 from edgepipe.target import (
     Runtime,
@@ -115,6 +118,14 @@ def test_every_shipped_target_can_be_extended(target: Target, board):
     assert mine == msgspec.structs.replace(
         target, name="board", threads=1, facts={k: v for k, v in target.facts.items() if k != "threads"}
     )
+
+
+@every_target
+def test_agent_has_the_readers_that_are_named(target: Target, tmp_path: Path):
+    nowhere = Machine(root=str(tmp_path), run=lambda argv: "")
+    assert set(target.power_sources) <= {facts.source for facts in sensor_facts(nowhere)}
+    throttle = inspect.getsource(device_agent.throttle)
+    assert all(f'Reading("{name}"' in throttle for name in target.throttle_sources)
 
 
 def test_32_bit_arm_runs_tflite_runtime_only():
