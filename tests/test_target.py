@@ -290,3 +290,11 @@ def test_readme_example_is_a_valid_target(board):
     target = load_target(board(example))
     assert (target.memory_mb, target.threads) == (16384, 2)
     assert tomllib.loads(example)["facts"]["memory_mb"] == target.facts["memory_mb"]
+
+
+def test_documented_table_is_that_of_the_files():
+    text = (targets_folder().parent / "docs" / "targets.md").read_text(encoding="utf-8")
+    names = {"tflite": "TFLite", "onnx": "ONNX"}
+    for target in list_targets():
+        formats = ", ".join(names[each] for each in target.formats)
+        assert f"| `{target.name}` | {target.title} | {formats} | {target.activation} |" in text
