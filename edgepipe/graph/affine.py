@@ -46,7 +46,14 @@ def normalization(node: ir.Node) -> Affine | None:
 
 
 def _fold_into_producer(graph: ir.Graph, node: ir.Node) -> None:
-    position = next((index for index, value in enumerate(node.inputs) if value is not None and edit.constant(value) is None), None)
+    position = next(
+        (
+            index
+            for index, value in enumerate(node.inputs)
+            if value is not None and edit.constant(value) is None
+        ),
+        None,
+    )
     if position is None:
         return
     source = node.inputs[position]
@@ -56,7 +63,11 @@ def _fold_into_producer(graph: ir.Graph, node: ir.Node) -> None:
     channels = _output_channels(producer)
     if channels is None:
         return
-    affine = normalization(node) if node.op_type == "BatchNormalization" else _elementwise(node, position, channels)
+    affine = (
+        normalization(node)
+        if node.op_type == "BatchNormalization"
+        else _elementwise(node, position, channels)
+    )
     if affine is None:
         return
     _rescale(graph, producer, affine)
@@ -121,7 +132,9 @@ def _rescale(graph: ir.Graph, node: ir.Node, affine: Affine) -> None:
     _set_linear(graph, node, scaled, shifted.astype(np.float32))
 
 
-def _set_linear(graph: ir.Graph, node: ir.Node, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> None:
+def _set_linear(
+    graph: ir.Graph, node: ir.Node, weight: NDArray[np.float32], bias: NDArray[np.float32] | None
+) -> None:
     """Gives the linear op new constants; the old ones may have other users, so they stay."""
     node.replace_input_with(1, edit.add_constant(graph, str(node.inputs[1].name), weight))  # type: ignore[union-attr]
     if bias is None:
@@ -142,7 +155,9 @@ def _plain_gemms(graph: ir.Graph) -> None:
         alpha, beta = edit.real(node, "alpha", 1.0), edit.real(node, "beta", 1.0)
         if bias is not None and bias.size not in (1, channels):
             continue
-        plain = None if bias is None else np.broadcast_to(bias.reshape(-1) * np.float32(beta), (channels,)).copy()
+        plain = (
+            None if bias is None else np.broadcast_to(bias.reshape(-1) * np.float32(beta), (channels,)).copy()
+        )
         if alpha == 1.0 and (bias is None or (beta == 1.0 and bias.shape == (channels,))):
             continue
         _set_linear(graph, node, (weight * np.float32(alpha)).astype(np.float32), plain)  # type: ignore[operator]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
 _BATCHES = (2, 3, 5)
 """Batch sizes to try shape arithmetic on; primes, so that a product with the batch is not taken for another."""
 
@@ -37,7 +39,9 @@ def fold_constants(model: ir.Model) -> bool:
 
 def _is_constant(node: ir.Node, known: set[ir.Value]) -> bool:
     """Whether the node's outputs never change; if so, they are added to `known`."""
-    if node.op_type in _RANDOM or any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()):
+    if node.op_type in _RANDOM or any(
+        attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()
+    ):
         return False
     if node.op_type == "Shape":
         constant = _static_shape(node) is not None
@@ -92,10 +96,20 @@ def evaluate(
     for node in chosen:
         if node.op_type == "Shape":
             sizes = shapes.get(node.outputs[0], np.asarray(_static_shape(node) or (), np.int64))
-            body.append(onnx.helper.make_node("Constant", [], [str(node.outputs[0].name)], value=onnx.numpy_helper.from_array(sizes)))
+            body.append(
+                onnx.helper.make_node(
+                    "Constant", [], [str(node.outputs[0].name)], value=onnx.numpy_helper.from_array(sizes)
+                )
+            )
             continue
         body.append(ir.to_proto(node))
-        fed.update({str(value.name): value for value in node.inputs if value is not None and value.const_value is not None})
+        fed.update(
+            {
+                str(value.name): value
+                for value in node.inputs
+                if value is not None and value.const_value is not None
+            }
+        )
     graph = onnx.helper.make_graph(
         body,
         "constants",
@@ -108,7 +122,9 @@ def evaluate(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return list(session.run(None, {}))
 
 
@@ -158,7 +174,11 @@ def _batch_target(model: ir.Model, node: ir.Node) -> NDArray[np.int64] | None:
     if -1 not in result:
         result[follows_batch[0]] = -1
         return result
-    kept = follows_batch[0] == 0 and _leading(node.inputs[0]) == symbol and not edit.integer(node, "allowzero", 0)
+    kept = (
+        follows_batch[0] == 0
+        and _leading(node.inputs[0]) == symbol
+        and not edit.integer(node, "allowzero", 0)
+    )
     result[0] = 0
     return result if kept else None
 
@@ -199,5 +219,7 @@ def _shapes_at(chosen: list[ir.Node], symbol: str, size: int) -> dict[ir.Value, 
             return None
         sizes = np.array([each if isinstance(each, int) else size for each in shape], np.int64)
         end = node.attributes.get("end")
-        shapes[node.outputs[0]] = sizes[edit.integer(node, "start", 0) : None if end is None else end.as_int()]
+        shapes[node.outputs[0]] = sizes[
+            edit.integer(node, "start", 0) : None if end is None else end.as_int()
+        ]
     return shapes

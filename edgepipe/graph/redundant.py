@@ -36,7 +36,11 @@ def _is_no_op(node: ir.Node) -> bool:
             return True
         case "Dropout":
             training = edit.constant_input(node, 2)
-            return len(node.inputs) < 3 or node.inputs[2] is None or (training is not None and not training.any())
+            return (
+                len(node.inputs) < 3
+                or node.inputs[2] is None
+                or (training is not None and not training.any())
+            )
         case "Cast":
             return source is not None and source.dtype is not None and source.dtype == result.dtype
         case "Pad":
@@ -66,7 +70,11 @@ def merge_pads(graph: ir.Graph) -> bool:
     merged = False
     for node in edit.nodes(graph, "Conv"):
         pad = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if pad is None or pad.op_type != "Pad" or edit.text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        if (
+            pad is None
+            or pad.op_type != "Pad"
+            or edit.text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+        ):
             continue
         added = _spatial_padding(pad)
         if added is None:

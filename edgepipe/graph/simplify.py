@@ -24,7 +24,7 @@ class Simplify(Pass, frozen=True, kw_only=True):
     passes through untouched.
     """
 
-    def apply(self, model: Model, context: Context) -> Model:
+    def apply(self, model: Model, context: Context) -> Model:  # noqa: ARG002 - every pass takes it
         """The simplified model."""
         if edit.is_quantized(model):
             return model

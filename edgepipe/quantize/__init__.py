@@ -1,0 +1,1 @@
+"""Post-training quantization: decided once, written as QDQ ONNX."""

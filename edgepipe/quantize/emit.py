@@ -1,0 +1,196 @@
+"""Writes quantization decisions into the graph as QuantizeLinear and DequantizeLinear nodes (QDQ).
+
+Every quantized activation passes through one pair; consumers see the dequantized value, which keeps the
+tensor's name. Weights are int8 initializers and biases int32 initializers, each behind a
+DequantizeLinear. So the graph computes in float exactly what integer kernels compute, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepipe.graph import edit
+from edgepipe.quantize.grid import Grid, activation_grid, quantize, saturates
+from edgepipe.quantize.plan import Plan, activations
+from edgepipe.quantize.weights import QuantizedLinear
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    Grids = dict[ir.Value, Grid]
+
+
+def write(
+    graph: ir.Graph,
+    plan: Plan,
+    grids: Mapping[ir.Value, Grid],
+    linears: list[QuantizedLinear],
+    *,
+    symmetric: bool,
+) -> None:
+    """Turns the float graph that `plan` was made for into its QDQ form, in place.
+
+    Args:
+        graph: The graph; it is edited.
+        plan: What to quantize in it.
+        grids: Grid of each tensor of the plan.
+        linears: Integer weights and biases of the plan's linear ops.
+        symmetric: Whether constants, too, must have zero point 0.
+    """
+    placed = dict(grids)
+    for linear in linears:
+        _write_linear(graph, linear)
+    for node, index in plan.operands:
+        _write_operand(graph, node, index, symmetric=symmetric)
+    for node in plan.clipped:
+        _drop_clipping(graph, node, placed)
+    requantized = [
+        (node, value, placed[node.outputs[0]])
+        for node in plan.keeping
+        for value in activations(node)
+        if placed[value] != placed[node.outputs[0]]
+    ]
+    pairs = {value: _write_pair(graph, value, grid) for value, grid in placed.items()}
+    for node, value, grid in requantized:
+        _requantize_edge(graph, node, pairs[value], grid)
+
+
+def _write_pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
+    """Puts Q and DQ behind `value`; returns what consumers now see, which took over its name."""
+    name = str(value.name)
+    producer = value.producer()
+    real = _pair(graph, value, grid, name)
+    quantizer, dequantizer = real.producer().inputs[0].producer(), real.producer()  # type: ignore[union-attr]
+    pair = [quantizer, dequantizer]
+    if producer is None:
+        graph.insert_before(graph[0], pair)  # type: ignore[arg-type]
+    else:
+        graph.insert_after(producer, pair)  # type: ignore[arg-type]
+        value.name = f"{name}.float"
+        real.name = name
+    for user, index in list(value.uses()):
+        if user is not quantizer:
+            user.replace_input_with(index, real)
+    if value.is_graph_output() and producer is not None:
+        value.replace_all_uses_with(real, replace_graph_outputs=True)
+        quantizer.replace_input_with(0, value)  # type: ignore[union-attr]
+    return real
+
+
+def _pair(graph: ir.Graph, value: ir.Value, grid: Grid, name: str) -> ir.Value:
+    """Nodes Q and DQ after `value`, not yet in the graph; returns the output of DQ."""
+    import onnx_ir as ir
+
+    scale = edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32))
+    zero_point = edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, np.int8))
+    integers = ir.Value(name=f"{name}.int8", type=ir.TensorType(ir.DataType.INT8), shape=value.shape)
+    real = ir.Value(name=f"{name}.real", type=value.type, shape=value.shape)
+    ir.node("QuantizeLinear", [value, scale, zero_point], outputs=[integers], name=f"{name}.quantize")
+    ir.node("DequantizeLinear", [integers, scale, zero_point], outputs=[real], name=f"{name}.dequantize")
+    return real
+
+
+def _requantize_edge(graph: ir.Graph, node: ir.Node, value: ir.Value, grid: Grid) -> None:
+    """Moves `value` onto another grid for one consumer."""
+    real = _pair(graph, value, grid, edit.unused_name(graph, f"{value.name}.requantized"))
+    dequantizer = real.producer()
+    graph.insert_before(node, [dequantizer.inputs[0].producer(), dequantizer])  # type: ignore[union-attr, list-item]
+    for index, current in enumerate(node.inputs):
+        if current is value:
+            node.replace_input_with(index, real)
+
+
+def _drop_clipping(graph: ir.Graph, node: ir.Node, grids: Grids) -> None:
+    """Removes an activation function that the grid's ends carry out exactly."""
+    source, result = node.inputs[0], node.outputs[0]
+    low, high = clip_bounds(node)
+    if source is None or not saturates(grids[result], low, high):
+        return
+    grids[source] = grids.pop(result)
+    name = result.name
+    edit.replace_value(graph, result, source)
+    graph.remove(node, safe=True)
+    source.name = name
+
+
+def clip_bounds(node: ir.Node) -> tuple[float, float]:
+    """What a Relu or Clip clips to."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    low, high = edit.constant_input(node, 1), edit.constant_input(node, 2)
+    return -np.inf if low is None else float(low), np.inf if high is None else float(high)
+
+
+def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
+    node = linear.node
+    name = str(node.inputs[1].name)  # type: ignore[union-attr]
+    _write_constant(graph, (node, 1), name, linear.weight, linear.scales, linear.axis)
+    if linear.bias is not None and linear.bias_scales is not None:
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        bias = node.inputs[2]
+        name = str(bias.name) if bias is not None else f"{node.outputs[0].name}.bias"
+        _write_constant(graph, (node, 2), name, linear.bias, linear.bias_scales, 0)
+
+
+def _write_constant(
+    graph: ir.Graph,
+    place: tuple[ir.Node, int],
+    name: str,
+    integers: NDArray[np.integer],
+    scales: NDArray[np.float32],
+    axis: int,
+) -> None:
+    """Puts integers behind a DequantizeLinear into an input of a node; one scale in all is a scalar."""
+    import onnx_ir as ir
+
+    node, index = place
+    base = edit.unused_name(graph, f"{name}.quantized")
+    per_channel = scales.size > 1
+    inputs = [
+        edit.add_constant(graph, base, integers),
+        edit.add_constant(graph, f"{name}.scale", scales if per_channel else scales.reshape(())),
+        edit.add_constant(
+            graph, f"{name}.zero_point", np.zeros(scales.shape if per_channel else (), integers.dtype)
+        ),
+    ]
+    real = ir.Value(
+        name=edit.unused_name(graph, f"{name}.dequantized"),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(integers.shape),
+    )
+    dequantizer = ir.node(
+        "DequantizeLinear",
+        inputs,
+        {"axis": axis} if per_channel else {},
+        outputs=[real],
+        name=f"{real.name}.node",
+    )
+    graph.insert_before(node, dequantizer)
+    node.replace_input_with(index, real)
+
+
+def _write_operand(graph: ir.Graph, node: ir.Node, index: int, *, symmetric: bool) -> None:
+    """Quantizes a constant that is added or multiplied, on a grid for the whole tensor."""
+    import onnx_ir as ir
+
+    array = edit.constant_input(node, index)
+    assert array is not None  # noqa: S101 - the plan holds constants only
+    grid = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric)
+    name = str(node.inputs[index].name)  # type: ignore[union-attr]
+    inputs = [
+        edit.add_constant(graph, edit.unused_name(graph, f"{name}.quantized"), quantize(array, grid)),
+        edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32)),
+        edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, np.int8)),
+    ]
+    real = ir.Value(
+        name=edit.unused_name(graph, f"{name}.dequantized"),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        shape=ir.Shape(array.shape),
+    )
+    graph.insert_before(node, ir.node("DequantizeLinear", inputs, outputs=[real], name=f"{real.name}.node"))
+    node.replace_input_with(index, real)

@@ -1,0 +1,199 @@
+"""What to quantize: which nodes, which tensors, and which of them must share one grid.
+
+The rules are those of integer kernels, TFLite's above all, since its graph holds no float op at all:
+pools and layout changes keep their input's grid, concatenation wants one grid for all its inputs,
+Softmax and its like have a grid of their own, an activation function right after a linear op is part
+of that op, and everything else chooses its output's grid freely.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgepipe.graph import edit
+from edgepipe.quantize.grid import LOG_PROBABILITY, PROBABILITY, TANGENT, Grid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Ops with a weight."""
+KEEPING = frozenset({
+    "AveragePool", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Pad",
+    "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
+"""Ops whose outputs are on the grid of their inputs."""
+FREE = frozenset({
+    "Add", "Elu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "Mul", "PRelu", "ReduceMean", "ReduceSum", "Sub",
+})  # fmt: skip
+"""Ops whose output has a grid of its own."""
+FIXED = {"Softmax": PROBABILITY, "Sigmoid": PROBABILITY, "LogSoftmax": LOG_PROBABILITY, "Tanh": TANGENT}
+"""Ops whose output's range is known: grids of the TFLite 8-bit quantization specification."""
+CLIPPING = frozenset({"Relu", "Clip"})
+"""Activation functions that linear ops take in."""
+_TAKES_CLIPPING = LINEAR | {"Add", "Sub", "Mul"}
+_ONE_DATA_INPUT = KEEPING - {"Concat", "Max", "Min"}
+"""Ops whose inputs after the first are shapes, axes and the like."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to quantize in a graph. Values and nodes are those of the graph that it was made for.
+
+    Attributes:
+        linears: Ops with a constant weight.
+        tensors: Activations that get a grid, in order of computation.
+        groups: Sets of them that share one, each in that order; every tensor is in exactly one.
+        fixed: Those whose grid is known beforehand.
+        clipped: Activation functions that belong to the op before them.
+        keeping: Ops whose inputs must be on their output's grid.
+        operands: Constants that take part in arithmetic, as (node, index of the input).
+        left: Nodes that no integer kernel is known for; they compute in float.
+    """
+
+    linears: tuple[ir.Node, ...]
+    tensors: tuple[ir.Value, ...]
+    groups: tuple[tuple[ir.Value, ...], ...]
+    fixed: dict[ir.Value, Grid]
+    clipped: tuple[ir.Node, ...]
+    keeping: tuple[ir.Node, ...]
+    operands: tuple[tuple[ir.Node, int], ...]
+    left: tuple[ir.Node, ...]
+
+
+def make_plan(graph: ir.Graph, *, symmetric: bool) -> Plan:
+    """Decides what to quantize in `graph`.
+
+    Args:
+        graph: A simplified float graph.
+        symmetric: Whether every zero point must be 0, which leaves no room for the fixed grids.
+    """
+    quantized, left = [], []
+    for node in edit.nodes(graph):
+        if _is_quantizable(node):
+            quantized.append(node)
+        elif any(_is_float(value) for value in node.outputs):
+            left.append(node)
+    clipped = [node for node in quantized if node.op_type in CLIPPING and _is_clip_of_linear(node, quantized)]
+    inner = {node.inputs[0] for node in clipped}
+    tensors = _tensors(graph, quantized, inner)
+    fixed = {} if symmetric else _fixed_grids(quantized)
+    keeping = [node for node in quantized if node.op_type in KEEPING]
+    return Plan(
+        linears=tuple(
+            node for node in quantized if node.op_type in LINEAR and edit.constant_input(node, 1) is not None
+        ),
+        tensors=tuple(tensors),
+        groups=_groups(tensors, keeping, fixed),
+        fixed=fixed,
+        clipped=tuple(clipped),
+        keeping=tuple(keeping),
+        operands=tuple((node, index) for node in quantized for index in _operand_indices(node)),
+        left=tuple(left),
+    )
+
+
+def activations(node: ir.Node) -> list[ir.Value]:
+    """Inputs of a quantized node that are float and vary with the sample."""
+    inputs = node.inputs[:1] if node.op_type in _ONE_DATA_INPUT | CLIPPING else node.inputs
+    return [
+        value for value in inputs if value is not None and _is_float(value) and edit.constant(value) is None
+    ]
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.name == "FLOAT"
+
+
+def _is_quantizable(node: ir.Node) -> bool:
+    known = LINEAR | KEEPING | FREE | FIXED.keys() | CLIPPING
+    if node.op_type not in known or not activations(node) or not all(map(_is_float, node.outputs)):
+        return False
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        return _has_constant_weight(node)
+    if node.op_type == "Clip":
+        return all(value is None or edit.constant(value) is not None for value in node.inputs[1:])
+    return True
+
+
+def _has_constant_weight(node: ir.Node) -> bool:
+    weight, bias = edit.constant_input(node, 1), edit.constant_input(node, 2)
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    plain = edit.real(node, "alpha", 1.0) == edit.real(node, "beta", 1.0) == 1.0 and not edit.integer(
+        node, "transA", 0
+    )
+    return weight is not None and plain and (not has_bias or (bias is not None and bias.ndim == 1))
+
+
+def _is_clip_of_linear(node: ir.Node, quantized: list[ir.Node]) -> bool:
+    source = node.inputs[0]
+    producer = source.producer() if source is not None else None
+    if producer is None or producer.op_type not in _TAKES_CLIPPING or producer not in quantized:
+        return False
+    return source is not None and len(source.uses()) == 1 and not source.is_graph_output()
+
+
+def _operand_indices(node: ir.Node) -> list[int]:
+    """Inputs that are float constants and enter arithmetic (the weight and bias of a linear op do not count)."""
+    if node.op_type in _ONE_DATA_INPUT | CLIPPING:
+        return []
+    first = {"Conv": 3, "ConvTranspose": 3, "Gemm": 3, "MatMul": 2}.get(node.op_type, 0)
+    if node.op_type == "MatMul" and edit.constant_input(node, 0) is not None:
+        return [0]
+    inputs = list(enumerate(node.inputs))[first:]
+    return [
+        index
+        for index, value in inputs
+        if value is not None and _is_float(value) and edit.constant(value) is not None
+    ]
+
+
+def _tensors(graph: ir.Graph, quantized: list[ir.Node], inner: set[ir.Value | None]) -> list[ir.Value]:
+    found: dict[ir.Value, None] = {}
+    touched = set()
+    for node in quantized:
+        touched.update(activations(node))
+        touched.update(node.outputs)
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value in touched and value not in inner and _is_float(value):
+            found[value] = None
+    return list(found)
+
+
+def _fixed_grids(quantized: list[ir.Node]) -> dict[ir.Value, Grid]:
+    """Grids known beforehand: of Softmax and its like, and of what only moves their output around."""
+    fixed = {}
+    for node in quantized:
+        if node.op_type in FIXED:
+            fixed[node.outputs[0]] = FIXED[node.op_type]
+        elif node.op_type in KEEPING:
+            grids = {fixed.get(value) for value in activations(node)}
+            grid = grids.pop()
+            if not grids and grid is not None:
+                fixed.update(dict.fromkeys(node.outputs, grid))
+    return fixed
+
+
+def _groups(
+    tensors: list[ir.Value], keeping: list[ir.Node], fixed: dict[ir.Value, Grid]
+) -> tuple[tuple[ir.Value, ...], ...]:
+    """Joins tensors that an op of `keeping` connects; those with a fixed grid stay alone."""
+    leader = {value: value for value in tensors}
+
+    def find(value: ir.Value) -> ir.Value:
+        while leader[value] is not value:
+            value = leader[value]
+        return value
+
+    for node in keeping:
+        linked = [
+            value for value in [*activations(node), *node.outputs] if value in leader and value not in fixed
+        ]
+        for value in linked[1:]:
+            leader[find(value)] = find(linked[0])
+    groups: dict[ir.Value, list[ir.Value]] = {}
+    for value in tensors:
+        groups.setdefault(find(value), []).append(value)
+    return tuple(tuple(group) for group in groups.values())

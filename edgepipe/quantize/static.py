@@ -1,0 +1,122 @@
+"""Static post-training quantization to INT8."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import msgspec
+
+from edgepipe.data import Dataset
+from edgepipe.errors import CalibrationDataMissing
+from edgepipe.events import Emit, Warned
+from edgepipe.graph import edit
+from edgepipe.model import Model
+from edgepipe.passes import Context, Pass
+from edgepipe.quantize import emit, ranges, weights
+from edgepipe.quantize.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgepipe.quantize.grid import Grid
+
+
+class QuantizeStatic(Pass, frozen=True, kw_only=True):
+    """Quantizes weights and activations to INT8, with ranges from calibration samples.
+
+    The scheme is that of Jacob et al. 2018 (arXiv 1712.05877) as the TFLite 8-bit quantization
+    specification narrows it down: symmetric int8 weights, asymmetric int8 activations, int32 biases. A
+    target that asks for symmetric activations gets zero points of 0. The result is a QDQ graph, from
+    which each runtime's artifact is emitted. A model that is quantized already passes through
+    untouched; ops without an integer kernel stay in float, with a warning.
+
+    Attributes:
+        weights: A scale for each output channel of a weight, or one for all.
+        ranges: How activation ranges are chosen: "minmax" holds every value seen, "percentile" leaves
+            out the outermost, "mse" makes the mean squared error least.
+        percentile: Share of the values to hold at either end, in per cent; for "percentile" alone.
+        bias_correction: Whether biases make up for the mean error of rounded weights (Nagel et al.
+            2019, arXiv 1906.04721, section 4.2).
+    """
+
+    needs_calibration: ClassVar[bool] = True
+
+    weights: weights.Granularity = "per-channel"
+    ranges: ranges.Algorithm = "minmax"
+    percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
+    bias_correction: bool = True
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """The model in QDQ form.
+
+        Raises:
+            CalibrationDataMissing: The context has no calibration samples.
+            ModelError: The model has more than one input.
+            DataNotFinite: An activation is NaN or infinite on the samples.
+        """
+        from onnx_ir.passes import common
+
+        if edit.is_quantized(model):
+            return model
+        if context.calibration is None:
+            raise CalibrationDataMissing(
+                "quantization needs calibration samples, and there are none", where=model.name
+            )
+        symmetric = context.target.activation == "int8-symmetric"
+        graph_model = edit.open_graph(model)
+        plan = make_plan(graph_model.graph, symmetric=symmetric)
+        _warn_of_float(plan, context.emit)
+        seen = self._observe(model, plan, context.calibration, context.emit)
+        grids = self._grids(plan, seen, symmetric=symmetric)
+        linears = [self._linear(node, grids, seen) for node in plan.linears]
+        _warn_of_raised(linears, context.emit)
+        emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
+        common.RemoveUnusedNodesPass()(graph_model)  # the float weights
+        return edit.freeze(graph_model, model.name)
+
+    def _observe(
+        self, model: Model, plan: Plan, data: Dataset, notify: Emit
+    ) -> dict[str, ranges.Observation]:
+        axes = {}
+        if self.bias_correction:
+            axes = {str(node.inputs[0].name): 1 for node in plan.linears if node.op_type != "MatMul"}
+        watch = ranges.Watch(
+            tensors=tuple(str(value.name) for value in plan.tensors),
+            histograms=self.ranges != "minmax",
+            channel_axes=axes,
+        )
+        return ranges.observe(model, data, watch, notify)
+
+    def _grids(
+        self, plan: Plan, seen: dict[str, ranges.Observation], *, symmetric: bool
+    ) -> dict[ir.Value, Grid]:
+        grids = dict(plan.fixed)
+        for group in plan.groups:
+            if group[0] in grids:
+                continue
+            together = ranges.joined([seen[str(value.name)] for value in group])
+            grid = ranges.choose_grid(together, self.ranges, percentile=self.percentile, symmetric=symmetric)
+            grids.update(dict.fromkeys(group, grid))
+        return grids
+
+    def _linear(
+        self, node: ir.Node, grids: dict[ir.Value, Grid], seen: dict[str, ranges.Observation]
+    ) -> weights.QuantizedLinear:
+        source = node.inputs[0]
+        mean = seen[str(source.name)].mean if self.bias_correction else None  # type: ignore[union-attr]
+        return weights.quantize_linear(node, grids[source], self.weights, mean)  # type: ignore[index]
+
+
+def _warn_of_float(plan: Plan, notify: Emit) -> None:
+    if plan.left:
+        named = ", ".join(f"{node.op_type} ({node.name or node.outputs[0].name})" for node in plan.left[:5])
+        more = f" and {len(plan.left) - 5} more" if len(plan.left) > 5 else ""
+        notify(Warned(f"{len(plan.left)} ops have no integer kernel and stay in float: {named}{more}"))
+
+
+def _warn_of_raised(linears: list[weights.QuantizedLinear], notify: Emit) -> None:
+    for linear in linears:
+        if linear.raised:
+            channels = f"{linear.raised} of {linear.scales.size}"
+            text = f"{linear.node.op_type} {linear.node.name}: the bias of {channels} channels does not fit int32 at the weight's scale"
+            notify(Warned(f"{text}; their weights are rounded more coarsely"))

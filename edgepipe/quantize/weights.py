@@ -1,0 +1,124 @@
+"""Integer weights and biases of linear ops, with the correction of the bias for rounded weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepipe.graph import edit
+from edgepipe.quantize import grid as g
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Granularity = Literal["per-channel", "per-tensor"]
+
+
+class QuantizedLinear(msgspec.Struct, frozen=True):
+    """The constants of a linear op as integers.
+
+    Attributes:
+        node: The op.
+        weight: int8, shaped as the float weight.
+        scales: float32 [channels], or [1] for one in all.
+        axis: Axis of the output channels in `weight`.
+        bias: int32 [channels]; None where the op has none.
+        bias_scales: float32, shaped as `scales`: input scale times weight scales; None without bias.
+        raised: Number of channels whose scale was raised so that the int32 bias fits.
+    """
+
+    node: Any
+    weight: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int
+    bias: NDArray[np.int32] | None
+    bias_scales: NDArray[np.float32] | None
+    raised: int
+
+
+def channel_axis(node: ir.Node) -> int | None:
+    """Axis of the output channels in the weight of a linear op; None where a scale for each is not possible."""
+    weight = edit.constant_input(node, 1)
+    match node.op_type:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1 if edit.integer(node, "group", 1) == 1 else None
+        case "Gemm":
+            return 0 if edit.integer(node, "transB", 0) else 1
+        case _:
+            return 1 if weight is not None and weight.ndim == 2 else None
+
+
+def quantize_linear(
+    node: ir.Node, input_grid: g.Grid, granularity: Granularity, input_mean: NDArray[np.float64] | None
+) -> QuantizedLinear:
+    """Rounds the constants of a linear op.
+
+    Args:
+        node: The op; its weight is constant, its bias constant or absent.
+        input_grid: Grid of its data input.
+        granularity: A scale for each output channel, or one in all.
+        input_mean: Mean of each input channel, float64 [channels], to correct the bias with; None for
+            no correction.
+    """
+    weight, bias = edit.constant_input(node, 1), edit.constant_input(node, 2)
+    assert weight is not None  # noqa: S101 - the plan holds no other
+    axis = channel_axis(node) if granularity == "per-channel" else None
+    scales = g.weight_scales(_magnitudes(weight, axis))
+    channels = _channels(node, weight)
+    raised = 0
+    if bias is not None:
+        safe = g.safe_weight_scales(scales, bias, input_grid.scale, weight.size // channels)
+        raised, scales = int((safe != scales).sum()), safe
+    integers = g.quantize_weight(weight, scales, axis or 0)
+    if input_mean is not None and node.op_type != "MatMul":
+        error = integers * g.along(scales, axis or 0, weight.ndim) - weight
+        shift = mean_output_error(node, error, input_mean)
+        bias = (np.zeros(channels) if bias is None else bias) - shift
+    if bias is None:
+        return QuantizedLinear(node, integers, scales, axis or 0, None, None, raised)
+    bias_scales = np.float32(input_grid.scale) * scales
+    rounded = g.quantize_bias(np.asarray(bias, np.float32), bias_scales)
+    return QuantizedLinear(node, integers, scales, axis or 0, rounded, bias_scales, raised)
+
+
+def _magnitudes(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    if axis is None:
+        return np.abs(weight).max(initial=0.0).reshape(1)
+    others = tuple(each for each in range(weight.ndim) if each != axis)
+    return np.abs(weight).max(axis=others, initial=0.0)
+
+
+def _channels(node: ir.Node, weight: NDArray[np.float32]) -> int:
+    if node.op_type == "ConvTranspose":
+        return int(weight.shape[1]) * edit.integer(node, "group", 1)
+    return int(weight.shape[channel_axis(node) or 0]) if node.op_type != "MatMul" else int(weight.shape[-1])
+
+
+def mean_output_error(
+    node: ir.Node, error: NDArray[np.float32], input_mean: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How far an error of the weight moves the mean of each output channel, float64 [channels].
+
+    ``E[y'] - E[y] = error · E[x]``: Nagel et al. 2019 (arXiv 1906.04721), equation 17, with the mean of
+    the input taken from calibration samples rather than from batch normalization.
+
+    Args:
+        node: A Conv, ConvTranspose or Gemm.
+        error: Dequantized weight minus weight, shaped as the weight.
+        input_mean: Mean of each input channel, float64 [channels].
+    """
+    if node.op_type == "Gemm":
+        matrix = error if edit.integer(node, "transB", 0) else error.T
+        return np.asarray(matrix @ input_mean, np.float64)
+    group = edit.integer(node, "group", 1)
+    summed = error.sum(axis=tuple(range(2, error.ndim)), dtype=np.float64)
+    if node.op_type == "ConvTranspose":
+        blocks = summed.reshape(group, -1, summed.shape[1])
+        return np.einsum("gio,gi->go", blocks, input_mean.reshape(group, -1)).reshape(-1)
+    blocks = summed.reshape(group, -1, summed.shape[1])
+    return np.einsum("goi,gi->go", blocks, input_mean.reshape(group, -1)).reshape(-1)
