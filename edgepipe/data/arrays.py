@@ -45,7 +45,7 @@ def _members(path: Path, archive: Mapping[str, NDArray[np.generic]]) -> Arrays:
             remedy="save it with np.savez(path, x=samples, y=labels), x in the layout and scale "
             "of the model's input",
         )
-    return archive["x"], archive["y"] if "y" in archive else None
+    return archive["x"], archive.get("y")
 
 
 def read_npy(path: Path) -> Arrays:
