@@ -20,7 +20,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 $(shell sh tools/discard-stale-venv.sh $(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel clean distclean system-packages
+.PHONY: help demo test lint format wheel constraints clean distclean system-packages
 
 help:  ## Says what each target does.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -44,6 +44,10 @@ format: $(TEST_STAMP)  ## Formats the code and mends what can be mended by machi
 
 wheel: $(TEST_STAMP)  ## Builds sdist and wheel into dist/.
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+constraints: $(TEST_STAMP)  ## Writes the versions in .venv to constraints.txt, after an upgrade that passes the tests.
+	@sh tools/freeze.sh $(VENV) >constraints.part && mv constraints.part constraints.txt
+	@touch $(DEMO_STAMP) $(TEST_STAMP)
 
 system-packages:
 	@sh tools/install-system-packages.sh
