@@ -70,7 +70,7 @@ def _control_group_limit(machine: Machine, total_bytes: int) -> Optional[int]:
 
 
 def _limit_files(machine: Machine) -> List[str]:
-    files = []
+    files: List[str] = []
     for line in machine.text("/proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

@@ -122,7 +122,8 @@ class ChildMemory(NamedTuple):
         start_bytes: Before the runtime was imported.
         runtime_bytes: With the runtime imported, before the model was loaded.
         loaded_bytes: With the model loaded, before its first inference.
-        peak_bytes: The most from the start of loading to the end of the last inference.
+        peak_bytes: The most from the start of loading to the end of the warm-up; the timed runs are
+            left out, as the agent's own list of latencies grows in them.
         source: Where the peak comes from: "VmHWM, reset before loading", "VmHWM", "ru_maxrss".
     """
 

@@ -1,0 +1,64 @@
+"""The process that runs a model: one request in, its events out, then it ends.
+
+The agent starts one for each measurement, so that a crash or an out-of-memory kill is an answer.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import List, NoReturn
+
+from device_agent.bench import bench
+from device_agent.failures import failure_of
+from device_agent.protocol import Bench, Event, Failed, Verify, decode_request, encode
+from device_agent.verify import verify
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_child(out_fd: int) -> NoReturn:
+    """Reads one request from standard input, writes its events to `out_fd`, and ends the process."""
+    parent = os.getppid()
+    _die_with_parent()
+
+    def emit(event: Event) -> None:
+        _write(out_fd, encode(event))
+
+    try:
+        request = decode_request(sys.stdin.buffer.readline())
+        if os.getppid() != parent:
+            os._exit(1)  # the parent died before the kernel knew that we want to go with it
+        if isinstance(request, Verify):
+            verify(request, emit)
+        elif isinstance(request, Bench):
+            bench(request, emit)
+        else:
+            emit(Failed("bad-request", "a child can only verify or bench"))
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is this request's answer
+        emit(failure_of(error))
+    sys.stderr.flush()
+    # Destructors of runtimes are known to crash, and nobody needs them here.
+    os._exit(0)
+
+
+def child_command() -> List[str]:
+    """How to start a child of this very agent, be it a zip file or a folder."""
+    location = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.isfile(location):
+        return [sys.executable, location, "--child"]
+    return [sys.executable, os.path.join(location, "device_agent", "__main__.py"), "--child"]
+
+
+def _write(out_fd: int, line: str) -> None:
+    data = line.encode("ascii") + b"\n"
+    while data:
+        data = data[os.write(out_fd, data) :]
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent ends (prctl(2), Linux)."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    except (OSError, AttributeError):
+        pass  # then the next write to the closed pipe ends it
