@@ -1,0 +1,171 @@
+"""Builds a Program: hands out tensors for values, converting layout and grid where a reader needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgepipe.convert.tflite.graph import Array, Graph, Grid
+from edgepipe.convert.tflite.layout import Layout, moves_nothing, plain
+from edgepipe.convert.tflite.program import Operator, Options, Program, Tensor
+from edgepipe.convert.tflite.versions import lowest_version
+
+# A DEQUANTIZE operator costs about as many bytes as halving this many weights saves.
+_LEAST_FLOAT16 = 64
+
+
+class View(msgspec.Struct, frozen=True):
+    """One form in which a value exists as a tensor."""
+
+    layout: Layout
+    grid: Grid | None
+
+
+class Builder:
+    """Collects tensors and operators; one for each emission.
+
+    Every value has a first view, that in which its op wrote it, and gets further ones (another grid,
+    float, another layout) when a reader asks for them: an operator is written once for each.
+    """
+
+    def __init__(self, graph: Graph, *, float16: bool = False) -> None:
+        self.graph = graph
+        self._float16 = float16
+        self._tensors: list[Tensor] = []
+        self._operators: list[Operator] = []
+        self._names: dict[str, int] = {}
+        self._views: dict[str, dict[View, Tensor]] = {}
+        self._first: dict[str, View] = {}
+        self._constants: dict[tuple[object, ...], Tensor] = {}
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: str, grid: Grid | None = None) -> Tensor:
+        """A new tensor that is no constant."""
+        return self._add(name, shape, dtype, grid, None)
+
+    def constant(self, name: str, data: Array, grid: Grid | None = None) -> Tensor:
+        """A constant in the layout of TFLite; the same elements, type and grid give the same tensor.
+
+        Float weights become float16 with a DEQUANTIZE behind where the emission is float16 and no
+        weight is out of its range.
+        """
+        data = np.ascontiguousarray(data).reshape(data.shape)
+        key = (data.dtype.name, data.shape, grid, data.tobytes())
+        if key not in self._constants:
+            half = self._float16 and data.dtype == np.float32 and data.size >= _LEAST_FLOAT16
+            if half and np.abs(data).max() <= np.finfo(np.float16).max:
+                stored = self._add(f"{name}/float16", data.shape, "float16", None, data.astype(np.float16))
+                full = self.tensor(name, data.shape, "float32")
+                self.operator("DEQUANTIZE", [stored], [full], Options("DequantizeOptions"))
+                self._constants[key] = full
+            else:
+                self._constants[key] = self._add(name, data.shape, data.dtype.name, grid, data)
+        return self._constants[key]
+
+    def operator(
+        self, code: str, inputs: list[Tensor | None], outputs: list[Tensor], options: Options | None = None
+    ) -> None:
+        """Appends an operator."""
+        fields = options.fields if options else {}
+        version = lowest_version(code, inputs, outputs[0], fields)
+        sources = tuple(-1 if tensor is None else tensor.index for tensor in inputs)
+        self._operators.append(Operator(code, version, sources, tuple(t.index for t in outputs), options))
+
+    def define(self, name: str, view: View, tensor: Tensor | None = None) -> Tensor:
+        """The tensor in which the value is first written: a new one, or `tensor` where that holds it already."""
+        if tensor is None:
+            value = self.graph.values[name]
+            dtype = "int8" if view.grid is not None else value.dtype
+            tensor = self.tensor(name, view.layout.shape(value.shape), dtype, view.grid)
+        self._views[name] = {view: tensor}
+        self._first[name] = view
+        return tensor
+
+    def first(self, name: str) -> View:
+        """The view in which the value was written."""
+        return self._first[name]
+
+    def view(self, name: str, wanted: View) -> Tensor:
+        """The value in the wanted view, converted if need be.
+
+        A quantized value is always read through its own grid, also by a reader that wants a float:
+        that is what its Q/DQ pair says.
+        """
+        views = self._views[name]
+        current = self._first[name]
+        own = self.graph.values[name].grid
+        steps = [View(current.layout, wanted.grid), wanted]
+        if own is not None:
+            steps.insert(0, View(current.layout, own))
+        for step in steps:
+            if step not in views:
+                views[step] = self._convert(name, current, step)
+            current = step
+        return views[wanted]
+
+    def program(self, inputs: tuple[tuple[str, int], ...], outputs: tuple[tuple[str, int], ...]) -> Program:
+        """What was built, with its ports."""
+        return Program(tuple(self._tensors), tuple(self._operators), inputs, outputs)
+
+    def reshape(self, source: Tensor, result: Tensor) -> None:
+        """Writes a RESHAPE between two tensors of the same grid."""
+        shape = self.constant(f"{result.name}/shape", np.array(result.shape, np.int32))
+        self.operator("RESHAPE", [source, shape], [result], Options("ReshapeOptions", {"newShape": result.shape}))
+
+    def like(self, source: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A new tensor of the type and grid of `source`."""
+        return self.tensor(name, shape, source.dtype, source.grid)
+
+    def transpose(self, source: Tensor, perm: tuple[int, ...], name: str) -> Tensor:
+        """The tensor with its axes permuted: a RESHAPE where only axes of size 1 move."""
+        result = self.like(source, name, tuple(source.shape[axis] for axis in perm))
+        if moves_nothing(source.shape, perm):
+            self.reshape(source, result)
+        else:
+            axes = self.constant(f"{name}/perm", np.array(perm, np.int32))
+            self.operator("TRANSPOSE", [source, axes], [result], Options("TransposeOptions"))
+        return result
+
+    def _convert(self, name: str, current: View, wanted: View) -> Tensor:
+        source = self._views[name][current]
+        if current.grid != wanted.grid:
+            dtype = "float32" if wanted.grid is None else "int8"
+            suffix = "dequantized" if wanted.grid is None else "quantized"
+            result = self.tensor(f"{name}/{suffix}", source.shape, dtype, wanted.grid)
+            code = "DEQUANTIZE" if wanted.grid is None else "QUANTIZE"
+            table = "DequantizeOptions" if wanted.grid is None else "QuantizeOptions"
+            self.operator(code, [source], [result], Options(table))
+            return result
+        return self._relayout(name, source, current.layout, wanted.layout)
+
+    def _relayout(self, name: str, source: Tensor, current: Layout, wanted: Layout) -> Tensor:
+        shape = self.graph.values[name].shape
+        if current.sizes:
+            lead = source.shape[:-1]
+            split = self.like(source, f"{name}/split", (*lead, *(current.sizes[axis] for axis in current.order)))
+            self.reshape(source, split)
+            back = tuple(len(lead) + current.order.index(axis) for axis in range(len(current.order)))
+            source = self.transpose(split, (*range(len(lead)), *back), f"{name}/ordered")
+            current = plain(len(shape))
+            if current == wanted:
+                result = self.like(source, f"{name}/flat", shape)
+                self.reshape(source, result)
+                return result
+        perm = tuple(current.perm.index(axis) for axis in wanted.perm)
+        return self.transpose(source, perm, f"{name}/transposed")
+
+    def _add(
+        self, name: str, shape: tuple[int, ...], dtype: str, grid: Grid | None, data: Array | None
+    ) -> Tensor:
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        unique = f"{name}_{count}" if count else name
+        tensor = Tensor(len(self._tensors), unique, shape, dtype, grid, data)
+        self._tensors.append(tensor)
+        return tensor
+
+
+def options(table: str, **fields: Any) -> Options:
+    """Options of the schema's table of that name: ``options("Pool2DOptions", padding="SAME")``."""
+    return Options(table, fields)

@@ -1,0 +1,192 @@
+"""Rewrites a Graph before it is lowered: folds what TFLite's ops take in with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from edgepipe.convert.tflite.graph import Graph, Node, Value
+from edgepipe.convert.tflite.lower.activation import FUSED, clip_bounds
+
+# Ops that TFLite fuses an activation behind.
+_TAKES_ACTIVATION = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool"})
+# Ops whose output may lie on the grid of their input: they make no new number but bounds.
+_KEEPS_GRID = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Split", "Pad", "Gather",
+     "ReduceMax", "ReduceMin"}
+)  # fmt: skip
+
+
+def fuse(graph: Graph) -> Graph:
+    """The same function with fewer nodes: biases, normalizations, pads and activations folded in."""
+    for step in (_spread_grids, _fold_normalizations, _fold_biases, _fold_pads, _fuse_activations):
+        graph = step(graph)
+    return graph.pruned()
+
+
+def _rewritten(graph: Graph, nodes: list[Node], values: dict[str, Value]) -> Graph:
+    return msgspec.structs.replace(graph, nodes=tuple(nodes), values=values)
+
+
+def _spread_grids(graph: Graph) -> Graph:
+    """Gives values that a quantizer left unmarked the grid of the neighbour they only rearrange."""
+    values = dict(graph.values)
+
+    def share(source: str, target: str) -> None:
+        grid = values[source].grid
+        if grid is not None and grid.axis is None and values[target].grid is None and values[target].data is None:
+            values[target] = msgspec.structs.replace(values[target], grid=grid)
+
+    if graph.quantized():
+        clips = {"Relu", "Clip"}
+        for node in graph.nodes:
+            if node.op in _KEEPS_GRID | clips:
+                for name in node.outputs:
+                    share(node.inputs[0], name)
+        for node in reversed(graph.nodes):
+            if node.op in _KEEPS_GRID:
+                share(node.outputs[0], node.inputs[0])
+    return _rewritten(graph, list(graph.nodes), values)
+
+
+def _fold_normalizations(graph: Graph) -> Graph:
+    """BatchNormalization into the Conv before it, or as a Mul and an Add where none stands there."""
+    makers, private, values = graph.makers(), graph.private(), dict(graph.values)
+    replaced: dict[str, Node] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.op != "BatchNormalization":
+            nodes.append(node)
+            continue
+        scale, bias, mean, variance = (np.asarray(values[name].real(), np.float64) for name in node.inputs[1:5])
+        factor = scale / np.sqrt(variance + node.settings.get("epsilon", 1e-5))
+        shift = bias - mean * factor
+        maker = makers.get(node.inputs[0])
+        if maker is not None and _folds_scale(maker, node.inputs[0], values, private):
+            replaced[maker.outputs[0]] = _scaled_conv(maker, node, values, factor, shift)
+        else:
+            nodes += _affine(node, values, factor, shift)
+    nodes = [replaced.get(node.outputs[0], node) for node in nodes]
+    return _rewritten(graph, nodes, values)
+
+
+def _folds_scale(maker: Node, name: str, values: dict[str, Value], private: set[str]) -> bool:
+    constants = [values[source] for source in maker.inputs[1:] if source]
+    free = all(value.data is not None and value.grid is None for value in constants)
+    return maker.op == "Conv" and name in private and values[name].grid is None and free
+
+
+def _scaled_conv(conv: Node, norm: Node, values: dict[str, Value], factor: np.ndarray, shift: np.ndarray) -> Node:  # type: ignore[type-arg]
+    weight = values[conv.inputs[1]].real().astype(np.float64)
+    weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    if len(conv.inputs) > 2:
+        shift = shift + values[conv.inputs[2]].real() * factor
+    names = (f"{norm.outputs[0]}/weight", f"{norm.outputs[0]}/bias")
+    for name, data in zip(names, (weight, shift), strict=True):
+        values[name] = _float_constant(name, data)
+    return msgspec.structs.replace(conv, inputs=(conv.inputs[0], *names), outputs=norm.outputs[:1])
+
+
+def _affine(node: Node, values: dict[str, Value], factor: np.ndarray, shift: np.ndarray) -> list[Node]:  # type: ignore[type-arg]
+    result = node.outputs[0]
+    broadcast = (-1, *[1] * (len(values[result].shape) - 2))
+    names = (f"{result}/factor", f"{result}/shift", f"{result}/scaled")
+    values[names[0]] = _float_constant(names[0], factor.reshape(broadcast))
+    values[names[1]] = _float_constant(names[1], shift.reshape(broadcast))
+    values[names[2]] = msgspec.structs.replace(values[result], name=names[2], grid=None)
+    mul = Node("Mul", node.name, (node.inputs[0], names[0]), (names[2],), {}, node.opset)
+    return [mul, Node("Add", node.name, (names[2], names[1]), (result,), {}, node.opset)]
+
+
+def _float_constant(name: str, data: np.ndarray) -> Value:  # type: ignore[type-arg]
+    data = data.astype(np.float32)
+    return Value(name, data.shape, "float32", data)
+
+
+def _merge_pairs(graph: Graph, merge: Callable[[Node, Node, Graph], Node | None]) -> Graph:
+    """Replaces each pair of neighbours for which `merge` gives a node: first and second, in order.
+
+    A pair is offered where nothing else reads what the first makes.
+    """
+    private = graph.private()
+    made: dict[str, Node] = {}
+    for node in graph.nodes:
+        first = made.get(node.inputs[0]) if node.inputs and node.inputs[0] in private else None
+        merged = merge(first, node, graph) if first is not None else None
+        if first is not None and merged is not None:
+            del made[first.outputs[0]]
+            node = merged
+        for name in node.outputs:
+            made[name] = node
+    nodes = list({id(node): node for node in made.values()}.values())
+    return _rewritten(graph, nodes, dict(graph.values))
+
+
+def _fold_biases(graph: Graph) -> Graph:
+    """An Add of one constant for each channel, into the MatMul or Conv before it."""
+    return _merge_pairs(graph, _with_bias)
+
+
+def _with_bias(first: Node, add: Node, graph: Graph) -> Node | None:
+    values = graph.values
+    if add.op != "Add" or first.op not in {"MatMul", "Conv"} or len(first.inputs) > 2:
+        return None
+    made, weight = values[first.outputs[0]], values[first.inputs[1]]
+    bias = values[add.inputs[1]]
+    if made.grid is not None or weight.data is None or bias.data is None or bias.grid is not None:
+        return None
+    rank = len(made.shape)
+    axis = 1 if first.op == "Conv" else rank - 1
+    wide = (1,) * (rank - len(bias.shape)) + bias.shape
+    if any(size != (made.shape[axis] if place == axis else 1) for place, size in enumerate(wide)):
+        return None
+    name = f"{add.outputs[0]}/bias"
+    values[name] = Value(name, (bias.data.size,), "float32", bias.data.reshape(-1))
+    return msgspec.structs.replace(first, inputs=(*first.inputs, name), outputs=add.outputs)
+
+
+def _fold_pads(graph: Graph) -> Graph:
+    """A Pad with zeros into the Conv behind it, whose pads may then be TFLite's SAME."""
+    return _merge_pairs(graph, _with_pads)
+
+
+def _with_pads(pad: Node, conv: Node, graph: Graph) -> Node | None:
+    if pad.op != "Pad" or conv.op != "Conv" or conv.settings.get("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    source, made = graph.values[pad.inputs[0]], graph.values[pad.outputs[0]]
+    value = float(np.asarray(pad.settings.get("value", 0.0)).reshape(()))
+    if pad.settings.get("mode", "constant") != "constant" or value or made.grid != source.grid:
+        return None
+    rank = len(made.shape)
+    amounts = np.zeros((2, rank), np.int64)
+    axes = [int(axis) for axis in pad.settings.get("axes", range(rank))]
+    amounts[:, axes] = np.reshape(pad.settings["pads"], (2, len(axes)))
+    if (amounts < 0).any() or amounts[:, :2].any():
+        return None
+    own = np.reshape(conv.settings.get("pads", [0] * 2 * (rank - 2)), (2, -1))
+    settings = {**conv.settings, "pads": (own + amounts[:, 2:]).reshape(-1).tolist()}
+    return msgspec.structs.replace(conv, inputs=(pad.inputs[0], *conv.inputs[1:]), settings=settings)
+
+
+def _fuse_activations(graph: Graph) -> Graph:
+    """A Relu or Clip that TFLite has as a fused activation, into the op before it."""
+    return _merge_pairs(graph, _with_activation)
+
+
+def _with_activation(first: Node, clip: Node, graph: Graph) -> Node | None:
+    if clip.op not in {"Relu", "Clip"} or first.op not in _TAKES_ACTIVATION or first.activation != "NONE":
+        return None
+    bounds = (0.0, np.inf) if clip.op == "Relu" else clip_bounds(clip.settings)
+    between, after = graph.values[first.outputs[0]].grid, graph.values[clip.outputs[0]].grid
+    if between is not None and (after is None or between.low > after.low + after.scale[0] / 2 or
+                                between.high < after.high - after.scale[0] / 2):  # fmt: skip
+        return None
+    if bounds in FUSED:
+        activation = FUSED[bounds]
+    elif after is not None and after.saturates_at(*bounds):
+        activation = "NONE"
+    else:
+        return None
+    return msgspec.structs.replace(first, outputs=clip.outputs, activation=activation)

@@ -1,0 +1,85 @@
+"""Pooling over windows and over whole maps."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from edgepipe.convert.tflite.layout import channels_last
+from edgepipe.convert.tflite.lower.site import Rule, Site, options
+from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
+from edgepipe.convert.tflite.program import Tensor
+
+
+def lower_max_pool(site: Site) -> None:
+    """MaxPool: pads that are not SAME's are filled with the least number."""
+    if len(site.node.outputs) > 1 and site.node.outputs[1]:
+        raise site.refuse("its indices are an output")
+    frame = _frame(site)
+    source = spatial_input(site)
+    # Zero is as good as the least number where nothing lies below it; more delegates know PAD than PADV2.
+    zero_is_least = source.grid is not None and source.grid.zero_point[0] == -128
+    if zero_is_least:
+        source = padded(site, source, frame)
+    elif any(frame.pads[0] + frame.pads[1]):
+        least = np.array(-128, np.int8) if source.grid else np.array(np.finfo(np.float32).min)
+        source = padded(site, source, frame, site.builder.constant(f"{source.name}/least", least, source.grid))
+    _write(site, "MAX_POOL_2D", source, frame)
+
+
+def lower_average_pool(site: Site) -> None:
+    """AveragePool: TFLite leaves SAME's pads out of the average and counts those of a PAD operator.
+
+    Where ONNX counts otherwise, a MUL corrects each output for the number of taps that it shares.
+    """
+    frame = _frame(site)
+    source = spatial_input(site)
+    pads = bool(site.setting("count_include_pad", 0))
+    wanted = np.outer(frame.height.taps_inside(pads=pads), frame.width.taps_inside(pads=pads))
+    real = np.outer(frame.height.taps_inside(pads=False), frame.width.taps_inside(pads=False))
+    if frame.padding == "SAME" and (wanted != real).any():
+        frame = msgspec.structs.replace(frame, padding="VALID")
+    if frame.padding == "VALID":
+        real = np.full_like(wanted, frame.height.taps * frame.width.taps)
+    source = padded(site, source, frame)
+    if (wanted == real).all():
+        _write(site, "AVERAGE_POOL_2D", source, frame)
+    else:
+        raise site.refuse("its pads are left out of the average, in a way that TFLite's SAME is not")
+
+
+def lower_global_average_pool(site: Site) -> None:
+    """GlobalAveragePool: a MEAN over height and width, which on int8 may change the grid."""
+    rank = len(site.value().shape)
+    layout = channels_last(rank)
+    axes = site.integers("axes", range(1, rank - 1))
+    source = site.read(0, layout)
+    site.builder.operator("MEAN", [source, axes], [site.define(layout)], options("ReducerOptions", keepDims=True))
+
+
+def _frame(site: Site) -> Window:
+    frame = window(site, tuple(int(k) for k in site.setting("kernel_shape")))
+    if (frame.height.dilation, frame.width.dilation) != (1, 1):
+        raise site.refuse("its window is dilated")
+    return frame
+
+
+def _write(site: Site, code: str, source: Tensor, frame: Window) -> None:
+    fields = options(
+        "Pool2DOptions",
+        padding=frame.padding,
+        strideH=frame.height.stride,
+        strideW=frame.width.stride,
+        filterHeight=frame.height.taps,
+        filterWidth=frame.width.taps,
+        fusedActivationFunction=site.node.activation,
+    )
+    with spatial_output(site, grid=source.grid) as result:
+        site.builder.operator(code, [source], [result], fields)
+
+
+RULES = {
+    "MaxPool": Rule(lower_max_pool),
+    "AveragePool": Rule(lower_average_pool),
+    "GlobalAveragePool": Rule(lower_global_average_pool),
+}

@@ -1,0 +1,130 @@
+"""Ops that move elements and change none: they keep the grid of their input."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepipe.convert.tflite.layout import plain, transposition
+from edgepipe.convert.tflite.lower.site import Rule, Site, on_grid, options
+
+
+def lower_reshape(site: Site) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze: a RESHAPE at most, wherever the elements keep their order."""
+    old, new = site.value().shape, site.result().shape
+    source = site.read()
+    layout = site.layout().reshaped(old, new)
+    if layout is None:
+        source, layout = site.read(0, plain(len(old))), plain(len(new))
+    if layout.shape(new) == source.shape:
+        site.alias(layout, source)
+        return
+    site.builder.reshape(source, site.define(layout, grid=source.grid))
+
+
+def lower_transpose(site: Site) -> None:
+    """Transpose: nothing is written, the layout changes."""
+    rank = len(site.value().shape)
+    layout = plain(rank) if site.layout().sizes else site.layout()
+    site.alias(layout.transposed(transposition(site.node, rank)), site.read(0, layout))
+
+
+def lower_concat(site: Site) -> None:
+    """Concat: every input on the grid of the output."""
+    rank = len(site.result().shape)
+    inputs = range(len(site.node.inputs))
+    layouts = [site.layout(index) for index in inputs if site.value(index).data is None]
+    layout = next((found for found in layouts if found != plain(rank) and not found.sizes), plain(rank))
+    grid = site.result().grid if site.integer else None
+    tensors = [site.operand(index, layout, grid) for index in inputs]
+    axis = layout.axis(int(site.setting("axis")))
+    fields = options("ConcatenationOptions", axis=axis, fusedActivationFunction="NONE")
+    site.builder.operator("CONCATENATION", list(tensors), [site.define(layout)], fields)
+
+
+def lower_pad(site: Site) -> None:
+    """Pad: with a constant, or mirrored."""
+    rank = len(site.value().shape)
+    layout = plain(rank) if site.layout().sizes else site.layout()
+    amounts = np.zeros((rank, 2), np.int32)
+    axes = [int(axis) for axis in site.setting("axes", range(rank))]
+    amounts[axes] = np.reshape(site.setting("pads"), (2, len(axes))).T
+    if (amounts < 0).any():
+        raise site.refuse("it crops")
+    source = site.read(0, layout)
+    pads = site.integers("pads", amounts[list(layout.perm)])
+    result = site.define(layout, grid=source.grid)
+    mode, number = site.setting("mode", "constant"), float(np.asarray(site.setting("value", 0.0)).reshape(()))
+    if mode == "reflect":
+        site.builder.operator("MIRROR_PAD", [source, pads], [result], options("MirrorPadOptions", mode="REFLECT"))
+    elif mode != "constant":
+        raise site.refuse(f"its mode is {mode}")
+    elif number == 0.0:
+        site.builder.operator("PAD", [source, pads], [result], options("PadOptions"))
+    else:
+        filler = site.scalar("value", number, source.grid)
+        site.builder.operator("PADV2", [source, pads, filler], [result], options("PadV2Options"))
+
+
+def lower_slice(site: Site) -> None:
+    """Slice: a STRIDED_SLICE whose masks say where the slice runs to the end."""
+    shape = site.value().shape
+    layout = plain(len(shape)) if site.layout().sizes else site.layout()
+    source = site.read(0, layout)
+    begin, end, step = [0] * len(shape), list(source.shape), [1] * len(shape)
+    masks = 0
+    starts, ends = site.setting("starts"), site.setting("ends")
+    axes, steps = site.setting("axes", range(len(starts))), site.setting("steps", [1] * len(starts))
+    for start, stop, axis, stride in zip(starts, ends, axes, steps, strict=True):
+        place = layout.axis(int(axis))
+        first, last, stride = slice(int(start), int(stop), int(stride)).indices(source.shape[place])
+        begin[place], end[place], step[place] = first, max(last, 0), stride
+        # A reversed slice that includes index 0 ends before it, which only a mask can say.
+        masks |= (last < 0) << place
+    inputs = [source, *(site.integers(f"slice{index}", numbers) for index, numbers in enumerate((begin, end, step)))]
+    result = site.define(layout, grid=source.grid)
+    site.builder.operator("STRIDED_SLICE", list(inputs), [result], options("StridedSliceOptions", endMask=masks))
+
+
+def lower_split(site: Site) -> None:
+    """Split: a SPLIT_V with the sizes of the outputs."""
+    rank = len(site.value().shape)
+    layout = plain(rank) if site.layout().sizes else site.layout()
+    axis = int(site.setting("axis", 0))
+    source = site.read(0, layout)
+    sizes = site.integers("sizes", [site.result(index).shape[axis] for index in range(len(site.node.outputs))])
+    place = site.integers("axis", layout.axis(axis))
+    results = [site.define(layout, index, source.grid) for index in range(len(site.node.outputs))]
+    fields = options("SplitVOptions", numSplits=len(results))
+    site.builder.operator("SPLIT_V", [source, sizes, place], results, fields)
+
+
+def lower_gather(site: Site) -> None:
+    """Gather along one axis by constant indices."""
+    if not site.has(1) or site.value(1).data is None:
+        raise site.refuse("its indices are computed at run time")
+    rank = len(site.value().shape)
+    axis = int(site.setting("axis", 0)) % rank
+    indices = site.value(1).real()
+    layout = plain(rank) if site.layout().sizes or indices.ndim > 1 else site.layout()
+    source = site.read(0, layout)
+    place = layout.axis(axis)
+    chosen = site.integers("indices", indices % site.value().shape[axis])
+    after = layout.reduced((axis,)) if indices.ndim == 0 else layout
+    if indices.ndim > 1:
+        after = plain(len(site.result().shape))
+    result = site.define(after, grid=source.grid)
+    site.builder.operator("GATHER", [source, chosen], [result], options("GatherOptions", axis=place))
+
+
+RULES = {
+    "Reshape": Rule(lower_reshape),
+    "Flatten": Rule(lower_reshape),
+    "Squeeze": Rule(lower_reshape),
+    "Unsqueeze": Rule(lower_reshape),
+    "Transpose": Rule(lower_transpose),
+    "Concat": Rule(lower_concat),
+    "Pad": Rule(lower_pad),
+    "Slice": Rule(lower_slice),
+    "Split": Rule(lower_split),
+    "Gather": Rule(lower_gather, weights=(1,)),
+}

@@ -1,0 +1,84 @@
+"""Weights and biases of convolutions and dense layers, as TFLite's int8 kernels want them."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from edgepipe.convert.tflite.graph import Array, Grid, Value
+from edgepipe.convert.tflite.lower.site import Site
+
+_INT32_MAX = 2**31 - 1
+# The least float32 that is not subnormal: kernels flush smaller scales to zero.
+_LEAST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+class IntegerWeights(msgspec.Struct, frozen=True, eq=False):
+    """Weights and bias with the grids on which TFLite's kernels multiply and add.
+
+    Attributes:
+        weight: int8, in the shape that it was given.
+        bias: int32 [channels], scale ``s_input * s_weight``.
+        weight_grid: One symmetric step for each output channel.
+        bias_grid: One step for each output channel.
+    """
+
+    weight: Array
+    bias: Array
+    weight_grid: Grid
+    bias_grid: Grid
+
+
+def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) -> IntegerWeights:
+    """Brings weights and bias of a node onto the grids of TFLite's int8 specification.
+
+    Per-tensor scales are spread over the channels. A channel whose weights are all zero gets a usable
+    scale, whatever it had; one whose bias would overflow int32 gets a coarser one.
+
+    Args:
+        site: The node, whose first input is quantized.
+        weight: Its weights, on a symmetric grid: int8.
+        axis: The axis of output channels.
+        bias: Its bias, int32 or float [channels]; None where it has none.
+
+    Raises:
+        UnsupportedOp: The weights are asymmetric, or quantized along another axis.
+    """
+    grid, data = weight.grid, weight.data
+    if grid is None or data is None:
+        raise TypeError(f"{weight.name} is not quantized")
+    if any(grid.zero_point):
+        raise site.refuse("its weights have a zero point", "quantize weights symmetrically (zero point 0)")
+    if grid.axis not in {None, axis}:
+        raise site.refuse("its weights are quantized along another axis than that of output channels")
+    channels = weight.shape[axis]
+    flat = np.moveaxis(data, axis, 0).reshape(channels, -1)
+    scale = np.resize(np.array(grid.scale), channels)
+    real_bias = np.zeros(channels) if bias is None else np.asarray(bias.real(), np.float64).reshape(channels)
+    step_in = site.step().scale[0]
+    scale = _usable(scale, flat, real_bias, step_in)
+    coarser = np.maximum(1.0, np.abs(real_bias) / (_INT32_MAX * step_in * scale))
+    if (coarser > 1).any():
+        scale = np.float32(scale * coarser * (1 + 1e-6)).astype(np.float64)
+        shape = [-1 if index == axis else 1 for index in range(data.ndim)]
+        data = np.rint(data / coarser.reshape(shape)).astype(np.int8)
+    bias_scale = np.float32(scale * step_in).astype(np.float64)
+    integers = np.clip(np.rint(real_bias / bias_scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
+    if bias is not None and bias.grid is not None and bias.data is not None:
+        same = np.isclose(np.resize(np.array(bias.grid.scale), channels), bias_scale, rtol=1e-6, atol=0)
+        integers = np.where(same, bias.data.reshape(channels), integers).astype(np.int32)
+    zeros = (0,) * channels
+    return IntegerWeights(
+        data, integers, Grid(tuple(map(float, scale)), zeros, axis), Grid(tuple(map(float, bias_scale)), zeros, 0, 32)
+    )
+
+
+def _usable(scale: Array, flat: Array, bias: Array, step_in: float) -> Array:
+    """The scales with those of dead channels, which may be zero or NaN, replaced by a usual one."""
+    dead = ~flat.any(axis=1)
+    good = np.isfinite(scale) & (scale >= _LEAST_SCALE) & (scale * step_in >= _LEAST_SCALE)
+    alive = scale[good & ~dead]
+    usual = float(np.float32(np.median(alive))) if alive.size else 1 / 128
+    # A dead channel that only passes its bias on still needs a step that the bias fits on.
+    enough = np.float32(np.abs(bias) / (2**30 * step_in)).astype(np.float64)
+    return np.where(good & ~dead, scale, np.maximum(usual, enough))

@@ -1,0 +1,287 @@
+"""Reads an ONNX model into a Graph: batch frozen to 1, constants folded, Q/DQ pairs turned into grids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
+from edgepipe.errors import ModelError, UnsupportedOp
+from edgepipe.model import Model
+
+if TYPE_CHECKING:
+    import onnx
+
+# What ONNX passes as an input though it shapes the graph; older op sets passed most of it as attributes.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "Clip": ("", "min", "max"),
+    "Expand": ("", "shape"),
+    "Pad": ("", "pads", "value", "axes"),
+    "ReduceMax": ("", "axes"),
+    "ReduceMean": ("", "axes"),
+    "ReduceMin": ("", "axes"),
+    "ReduceSum": ("", "axes"),
+    "Reshape": ("", "shape"),
+    "Resize": ("", "roi", "scales", "sizes"),
+    "Slice": ("", "starts", "ends", "axes", "steps"),
+    "Split": ("", "split"),
+    "Squeeze": ("", "axes"),
+    "Tile": ("", "repeats"),
+    "Unsqueeze": ("", "axes"),
+    "Upsample": ("", "scales"),
+}
+# Ops that hand their first input on as it is at inference.
+ALIASES = frozenset({"Identity", "Dropout"})
+# Ops that only move elements: a per-tensor grid survives them.
+MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat", "Gather"})
+# Shape inference needs the elements of small constants (shapes, axes, pads) and never those of weights.
+SMALL = 1024
+
+
+def read(model: Model) -> Graph:
+    """Reads an ONNX model, float or quantized as QDQ.
+
+    Args:
+        model: Format "onnx". A free batch dimension becomes 1.
+
+    Raises:
+        UnsupportedOp: An op that cannot be read statically: its shape depends on data, or it is
+            quantized in a way that TFLite does not have.
+        ModelError: An input has an unknown size, or a scale is not a positive number.
+    """
+    reader = _Reader(model)
+    for node in reader.proto.graph.node:
+        reader.add(node)
+    return reader.graph().pruned()
+
+
+class _Reader:
+    """Walks the nodes once, in order; knows the shape of every value and the elements of constants."""
+
+    def __init__(self, model: Model) -> None:
+        from onnx import numpy_helper
+
+        self.proto = model.to_onnx()
+        self.opset = max((o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), default=1)
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+        self.aliases: dict[str, str] = {}
+        for tensor in self.proto.graph.initializer:
+            self.constant(tensor.name, numpy_helper.to_array(tensor))
+        self.inputs = tuple(spec.name for spec in model.inputs)
+        for spec in model.inputs:
+            self.values[spec.name] = Value(spec.name, _frozen(spec.name, spec.shape), spec.dtype)
+
+    def graph(self) -> Graph:
+        outputs = tuple((port.name, self.resolve(port.name)) for port in self.proto.graph.output)
+        return Graph(tuple(self.nodes), self.values, self.inputs, outputs)
+
+    def resolve(self, name: str) -> str:
+        return self.aliases.get(name, name)
+
+    def constant(self, name: str, data: Array, grid: Grid | None = None) -> None:
+        dtype = "float32" if grid else data.dtype.name
+        self.values[name] = Value(name, data.shape, dtype, data, grid)
+
+    def add(self, proto: onnx.NodeProto) -> None:
+        """Takes in one ONNX node."""
+        if proto.domain not in {"", "ai.onnx"}:
+            raise _refusal(proto, f"it is of the domain {proto.domain}, not of standard ONNX")
+        inputs = [self.values[self.resolve(name)] if name else None for name in proto.input]
+        if proto.op_type == "QuantizeLinear":
+            self.quantize(proto, inputs)
+        elif proto.op_type == "DequantizeLinear":
+            self.dequantize(proto, inputs)
+        elif proto.op_type in ALIASES or _is_float_cast(proto, inputs):
+            self.aliases[proto.output[0]] = self.resolve(proto.input[0])
+        elif proto.op_type == "Shape":
+            self.shape(proto, inputs)
+        elif all(value is None or value.data is not None for value in inputs):
+            self.fold(proto, inputs)
+        else:
+            self.keep(proto, inputs)
+
+    def shape(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
+        settings = _attributes(proto)
+        assert inputs[0] is not None  # noqa: S101  the checker of ONNX guarantees it
+        sizes = inputs[0].shape[settings.get("start", 0) : settings.get("end")]
+        self.constant(proto.output[0], np.array(sizes, np.int64))
+
+    def quantize(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
+        value, grid, unsigned = inputs[0], *self.grid(proto, inputs)
+        assert value is not None  # noqa: S101  the checker of ONNX guarantees it
+        name = proto.output[0]
+        if value.data is not None:
+            self.constant(name, _quantized(value.real(), grid), grid)
+        elif grid.axis is not None:
+            raise _refusal(proto, "it quantizes an activation per channel, which TFLite does not have")
+        elif value.grid is None or value.grid == grid:
+            self.values[value.name] = msgspec.structs.replace(value, grid=grid)
+            self.aliases[name] = value.name
+        else:
+            self.values[name] = msgspec.structs.replace(value, name=name, grid=grid)
+            self.nodes.append(Node("Requantize", proto.name or name, (value.name,), (name,), {}, self.opset))
+        del unsigned
+
+    def dequantize(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
+        value, grid, unsigned = inputs[0], *self.grid(proto, inputs)
+        assert value is not None  # noqa: S101  the checker of ONNX guarantees it
+        name = proto.output[0]
+        if value.data is not None and value.grid is None:
+            data = value.data
+            self.constant(name, (data.astype(np.int16) - 128).astype(np.int8) if unsigned else data, grid)
+        elif value.grid is None and value.dtype in {"int8", "uint8"}:
+            self.values[value.name] = msgspec.structs.replace(value, dtype="float32", grid=grid)
+            self.aliases[name] = value.name
+        elif value.grid == grid:
+            self.aliases[name] = value.name
+        else:
+            raise _refusal(proto, "it reads integers on another scale than they were written on")
+
+    def grid(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> tuple[Grid, bool]:
+        """The grid that a Q or DQ node names, in int8 terms, and whether ONNX had it unsigned."""
+        value, scale, zero = (*inputs, None)[:3]
+        if value is None or scale is None or scale.data is None or (zero is not None and zero.data is None):
+            raise _refusal(proto, "its scale or zero point is computed at run time")
+        steps = np.atleast_1d(scale.data).astype(np.float32)
+        zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(zero.data)
+        stored = value.dtype if value.data is not None and value.grid is None else None
+        dtype = zeros.dtype.name if zero is not None else (stored if stored != "float32" else None) or "uint8"
+        if dtype not in {"int8", "uint8", "int32"}:
+            raise _refusal(proto, f"its type is {dtype}, and only 8 bits are written")
+        if value.data is None and not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise ModelError(
+                "a scale is not a positive number", where=proto.name or proto.output[0], got=str(steps[0]),
+                remedy="calibrate again: this tensor saw no data, or only NaN",
+            )  # fmt: skip
+        shift = 128 if dtype == "uint8" else 0
+        axis = _attributes(proto).get("axis", 1) % max(len(value.shape), 1) if steps.size > 1 else None
+        points = tuple(int(z) - shift for z in zeros)
+        return Grid(tuple(map(float, steps)), points, axis, 32 if dtype == "int32" else 8), shift > 0
+
+    def fold(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
+        """Computes a node whose inputs are all constant."""
+        constants = [value for value in inputs if value is not None]
+        grid = constants[0].grid if constants else None
+        if grid is not None and proto.op_type in MOVES:
+            grids = {value.grid for value in constants if value.dtype == "float32"}
+            if len(grids) == 1 and (grid.axis is None or proto.op_type == "Transpose"):
+                if grid.axis is not None:
+                    rank = len(constants[0].shape)
+                    perm = _attributes(proto).get("perm", tuple(reversed(range(rank))))
+                    grid = msgspec.structs.replace(grid, axis=list(perm).index(grid.axis))
+                feeds = [None if value is None else value.data for value in inputs]
+                return self.constant(proto.output[0], self.evaluate(proto, feeds)[0], grid)
+        feeds = [None if value is None else np.asarray(value.real(), value.dtype) for value in inputs]
+        for name, result in zip(proto.output, self.evaluate(proto, feeds), strict=True):
+            self.constant(name, result)
+        return None
+
+    def evaluate(self, proto: onnx.NodeProto, feeds: list[Array | None]) -> list[Array]:
+        """The outputs of one node, by ONNX's own reference implementation."""
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        names = [name for name in proto.input if name]
+        given = {name: feed for name, feed in zip(proto.input, feeds, strict=True) if feed is not None}
+        inputs = [onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names)]
+        outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output]
+        graph = onnx.helper.make_graph([proto], "constant", inputs, outputs)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self.opset)])
+        try:
+            return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, given)]
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise _refusal(proto, f"its constant inputs could not be folded: {error}") from error
+
+    def keep(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
+        """Takes in a node that runs on the device."""
+        settings = _attributes(proto)
+        names = [self.resolve(name) if name else "" for name in proto.input]
+        for index, key in enumerate(SETTINGS.get(proto.op_type, ())):
+            value = inputs[index] if index < len(inputs) else None
+            if key and value is not None:
+                if value.data is None:
+                    raise _refusal(proto, f"its {key} is computed at run time")
+                settings[key] = value.real()
+                names[index] = ""
+        while names and not names[-1]:
+            names.pop()
+        for name, shape, dtype in self.infer(proto, inputs):
+            self.values[name] = Value(name, shape, dtype)
+        outputs = tuple(proto.output)
+        name = proto.name or outputs[0]
+        self.nodes.append(Node(proto.op_type, name, tuple(names), outputs, settings, self.opset))
+
+    def infer(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and type of each output, by ONNX's own shape inference of this one node."""
+        import onnx
+
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for name, value in zip(proto.input, inputs, strict=True):
+            if value is not None:
+                element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+                types[name] = onnx.helper.make_tensor_type_proto(element, value.shape)
+                if value.data is not None and value.grid is None and value.data.size <= SMALL:
+                    data[name] = onnx.numpy_helper.from_array(value.data, name)
+        try:
+            schema = onnx.defs.get_schema(proto.op_type, self.opset, "")
+            opsets = [onnx.helper.make_opsetid("", self.opset)]
+            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
+        except onnx.defs.SchemaError as error:
+            raise _refusal(proto, f"op set {self.opset} of ONNX has no such op") from error
+        except onnx.shape_inference.InferenceError as error:
+            raise _refusal(proto, f"its shapes do not fit: {error}") from error
+        return [(name, *_static(proto, found.get(name))) for name in proto.output if name]
+
+
+def _static(proto: onnx.NodeProto, found: onnx.TypeProto | None) -> tuple[tuple[int, ...], str]:
+    import onnx
+
+    tensor = found.tensor_type if found is not None else None
+    if tensor is None or not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+        raise _refusal(proto, "its output shape depends on data")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return tuple(size.dim_value for size in tensor.shape.dim), dtype
+
+
+def _frozen(name: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The shape with a free batch dimension set to 1."""
+    sizes = tuple(1 if axis == 0 and size is None else size for axis, size in enumerate(shape))
+    known = tuple(size for size in sizes if size)
+    if len(known) != len(sizes):
+        raise ModelError(
+            "an input of the model has no fixed size", where=name, got=str(list(shape)),
+            remedy="export the model with fixed sizes; only the batch (first) dimension may be free",
+        )  # fmt: skip
+    return known
+
+
+def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:
+    import onnx
+
+    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in proto.attribute}
+    return {key: value.decode() if isinstance(value, bytes) else value for key, value in found.items()}
+
+
+def _is_float_cast(proto: onnx.NodeProto, inputs: list[Value | None]) -> bool:
+    if proto.op_type != "Cast" or inputs[0] is None or inputs[0].dtype not in {"float32", "float64", "float16"}:
+        return False
+    return _attributes(proto)["to"] in {1, 10, 11}  # FLOAT, FLOAT16, DOUBLE
+
+
+def _quantized(real: Array, grid: Grid) -> Array:
+    """Rounds half to even and saturates, as QuantizeLinear does: int8 of the same shape."""
+    scale, zero_point = grid.along(real.ndim)
+    return np.clip(np.rint(real / scale) + zero_point, -128, 127).astype(np.int8)
+
+
+def _refusal(proto: onnx.NodeProto, why: str) -> UnsupportedOp:
+    return UnsupportedOp(
+        f"TFLite cannot express this {proto.op_type}: {why}",
+        where=f"node {proto.name or proto.output[0]}",
+        got=proto.op_type,
+        remedy="change this part of the model, or deploy the ONNX artifact alone",
+    )
