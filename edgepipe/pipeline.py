@@ -1,0 +1,222 @@
+"""Drives a recipe: checks the chain, applies each pass, records what it did, caches the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import edgepipe
+from edgepipe.bundle import Step
+from edgepipe.data import Dataset
+from edgepipe.errors import (
+    CalibrationDataMissing,
+    DataShapeMismatch,
+    DataTypeMismatch,
+    EdgepipeError,
+    OutputError,
+)
+from edgepipe.evaluate import sqnr_db
+from edgepipe.events import stage
+from edgepipe.graph.edit import is_quantized
+from edgepipe.model import Model, digest_bytes, onnx_model
+from edgepipe.passes import Context, Pass
+from edgepipe.recipe import Recipe, check_chain, pass_name
+from edgepipe.runtime import open_session
+
+COMPARED_SAMPLES = 8
+"""Calibration samples that the SQNR of a step is measured on."""
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
+"""Packages whose version can change what a pass gives."""
+
+
+def run(
+    recipe: Recipe, model: Model, context: Context, *, cache: Path | None
+) -> tuple[Model, tuple[Step, ...]]:
+    """Applies the passes of a recipe.
+
+    Args:
+        recipe: What to do.
+        model: What to do it to; it stays as it is.
+        context: What passes may look at.
+        cache: Folder of results of earlier runs, made where absent; None keeps nothing.
+
+    Returns:
+        The last model, and what each pass did.
+
+    Raises:
+        RecipeError: The passes don't fit each other or the model.
+        CalibrationDataMissing: A pass calibrates and the context has no samples.
+        DataShapeMismatch: The samples do not have the shape of the model's input.
+        DataTypeMismatch: They have another type.
+        OutputError: The cache cannot be written.
+        EdgepipeError: Whatever a pass raises.
+    """
+    check_chain(recipe.passes, given=model.format, where=f"recipe {recipe.name}")
+    _check_calibration(recipe, model, context)
+    steps = []
+    for each in recipe.passes:
+        model, step = _apply(each, model, context, cache)
+        steps.append(step)
+    return model, tuple(steps)
+
+
+def _check_calibration(recipe: Recipe, model: Model, context: Context) -> None:
+    needy = next((each for each in recipe.passes if each.needs_calibration), None)
+    if needy is None or (model.format == "onnx" and is_quantized(model)):
+        return
+    if context.calibration is None or len(context.calibration) == 0:
+        raise CalibrationDataMissing(
+            f"pass {pass_name(needy)} calibrates on real samples, and there are none",
+            where=f"recipe {recipe.name}",
+            remedy="give --data FILE.npz or a folder of images; --calibrate-random makes samples up, for timing alone",
+        )
+    _check_samples(context.calibration, model)
+
+
+def _check_samples(data: Dataset, model: Model) -> None:
+    spec = model.inputs[0]
+    wanted, got = spec.shape[1:], data.x.shape[1:]
+    if len(wanted) != len(got) or any(
+        size not in (None, found) for size, found in zip(wanted, got, strict=True)
+    ):
+        raise DataShapeMismatch(
+            "the samples do not have the shape of the model's input",
+            where=data.source,
+            got=f"{list(got)}, not {spec}",
+        )
+    if data.x.dtype != np.dtype(spec.dtype):
+        raise DataTypeMismatch(
+            "the samples do not have the type of the model's input",
+            where=data.source,
+            got=f"{data.x.dtype}, not {spec}",
+        )
+
+
+def _apply(each: Pass, model: Model, context: Context, cache: Path | None) -> tuple[Model, Step]:
+    name = pass_name(each)
+    with stage(context.emit, name) as running:
+        started = time.perf_counter()
+        place = None if cache is None else cache / f"{cache_key(each, model, context)}.onnx"
+        kept = _read_cache(place, model.name) if place is not None else None
+        result = kept if kept is not None else each.apply(model, context)
+        seconds = time.perf_counter() - started
+        if place is not None and kept is None and each.gives == "onnx":
+            _write_cache(place, result.payload)
+        step = Step(
+            use=name,
+            settings=msgspec.to_builtins(each),
+            digest_in=model.digest,
+            digest_out=result.digest,
+            size_in_bytes=model.size_bytes,
+            size_out_bytes=result.size_bytes,
+            sqnr_db=_output_sqnr_db(model, result, context.calibration),
+            seconds=seconds,
+            cached=kept is not None,
+        )
+        running.detail = _summary(step)
+    return result, step
+
+
+def _summary(step: Step) -> str:
+    sqnr = "" if step.sqnr_db is None else f", output SQNR {step.sqnr_db:.1f} dB"
+    return f"{'from the cache' if step.cached else f'{step.seconds:.1f} s'}{sqnr}"
+
+
+def cache_key(each: Pass, model: Model, context: Context) -> str:
+    """Digest of all that the result of a pass depends on.
+
+    That is: the model, the pass and its settings, the calibration samples, the seed, what the target
+    asks for, and the versions of edgepipe and of the packages that compute.
+    """
+    parts = {
+        "model": model.digest,
+        "use": pass_name(each),
+        "settings": msgspec.to_builtins(each),
+        "calibration": context.calibration.digest if each.needs_calibration and context.calibration else None,
+        "seed": context.seed,
+        "activation": context.target.activation,
+        "versions": {"edgepipe": edgepipe.__version__, **_versions()},
+    }
+    return digest_bytes(json.dumps(parts, sort_keys=True).encode())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _read_cache(place: Path, name: str) -> Model | None:
+    """The model kept there; None where there is none, or it is damaged."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        payload = place.read_bytes()
+        digest, _, content = payload.partition(b"\n")
+        if digest.decode("ascii", "replace") != digest_bytes(content):
+            return None
+        return onnx_model(onnx.load_from_string(content), name)
+    except (OSError, DecodeError):
+        return None
+
+
+def _write_cache(place: Path, content: bytes) -> None:
+    """Keeps a model, whole or not at all: written beside its place, then renamed."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".unfinished-")
+    except OSError as error:
+        raise _not_written(place, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(digest_bytes(content).encode() + b"\n" + content)
+        Path(temporary).replace(place)
+    except BaseException as error:  # Ctrl-C too must not leave the unfinished file
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _not_written(place, error) from error
+        raise
+
+
+def _not_written(place: Path, error: OSError) -> EdgepipeError:
+    return OutputError(
+        "a result cannot be kept in the cache",
+        where=str(place.parent),
+        got=str(error.strerror or error),
+        remedy="make room there, or name another cache folder",
+    )
+
+
+def _output_sqnr_db(before: Model, after: Model, data: Dataset | None) -> float | None:
+    """SQNR of all outputs after a pass against those before, on a few samples; None where unknown or exact."""
+    if (
+        data is None
+        or before.digest == after.digest
+        or {before.format, after.format} != {"onnx"}
+        or len(before.inputs) != 1
+    ):
+        return None
+    fixed = before.inputs[0].shape[0]
+    size = fixed or min(COMPARED_SAMPLES, len(data))
+    batches = [data.x[start : start + size] for start in range(0, min(COMPARED_SAMPLES, len(data)), size)]
+    full = [np.ascontiguousarray(batch) for batch in batches if len(batch) == size]
+    if not full:
+        return None
+    flat = []
+    for model in (before, after):
+        session = open_session(model.payload, "onnx")
+        flat.append(np.concatenate([values.ravel() for batch in full for values in session.run([batch])]))
+    if not np.isfinite(flat).all():
+        return None
+    return sqnr_db(flat[0], flat[1])
