@@ -1,0 +1,69 @@
+"""Documents say what the code says: tables are compared with the records, links with the files."""
+
+import re
+import tomllib
+import typing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgepipe.recipe import PASSES, list_recipes, load_pass, load_recipe, pass_name
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "targets").glob("*.md")]
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_shipped_recipes_are_documented():
+    rows = re.findall(r"^\| `(\w+)` \| (`.+`) \| (.+) \|$", text_of("docs/recipes.md"), re.MULTILINE)
+    assert rows == [
+        (each.name, ", ".join(f"`{pass_name(one)}`" for one in each.passes), each.description)
+        for each in list_recipes()
+    ]
+
+
+def _values(kind: object) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return ", ".join(f'`"{value}"`' for value in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Annotated:
+        [bounds] = kind.__metadata__
+        return f"{bounds.ge} to {bounds.le}"
+    return {bool: "`true`, `false`"}[kind]
+
+
+def test_settings_of_passes_are_documented():
+    rows = []
+    for name in sorted(PASSES):
+        fields = msgspec.structs.fields(load_pass(name))
+        if not fields:
+            rows.append(f"| `{name}` | none | | |")
+        for field in fields:
+            default = msgspec.json.encode(field.default).decode()
+            rows.append(f"| `{name}` | `{field.name}` | `{default}` | {_values(field.type)} |")
+    assert "\n".join(rows) in text_of("docs/recipes.md")
+
+
+def test_example_recipe_is_valid(tmp_path: Path):
+    [example] = re.findall(r"```toml\n(description.*?)```", text_of("docs/recipes.md"), re.DOTALL)
+    path = tmp_path / "careful.toml"
+    path.write_text(example)
+    recipe = load_recipe(path)
+    assert recipe.passes[1].ranges == tomllib.loads(example)["passes"][1]["ranges"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(document: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (document.parent / target.partition("#")[0]).exists(), target
+
+
+def test_changelog_covers_the_version():
+    import edgepipe
+
+    headings = re.findall(r"^## (.+)$", text_of("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == "Unreleased" or headings[0].startswith(edgepipe.__version__)
