@@ -91,7 +91,7 @@ def resolve(host: Host, options: SshOptions) -> Route:
     config_path = options.config_path.expanduser()
     entry = _lookup(host, config_path)
     hostname = str(entry.get("hostname", host.hostname))
-    port = int(entry.get("port", DEFAULT_PORT))
+    port = entry["port"]
     identities = [Path(path) for path in host.identity_files]
     identities += [*options.identity_files, *(Path(path) for path in entry.get("identityfile", []))]
     if not identities:
@@ -127,10 +127,11 @@ def _lookup(host: Host, config_path: Path) -> dict[str, Any]:
     # for it: so what the user said on the command line is put on top.
     given = [f"User {host.user}"] if host.user else []
     given += [f"Port {host.port}"] if host.port is not None else []
-    lines = ["Host *", *given, *_config_lines(config_path, config_path.parent, 0)]
     try:
-        return dict(paramiko.SSHConfig.from_text("\n".join(lines)).lookup(host.hostname))
-    except (paramiko.SSHException, ImportError, ValueError, KeyError) as error:
+        lines = ["Host *", *given, *_config_lines(config_path, host.hostname, config_path.parent)]
+        entry = dict(paramiko.SSHConfig.from_text("\n".join(lines)).lookup(host.hostname))
+        return entry | {"port": int(entry.get("port", DEFAULT_PORT))}
+    except (paramiko.SSHException, ImportError, ValueError, KeyError, OSError) as error:
         raise UsageError(
             "the SSH configuration cannot be read",
             where=str(config_path),
@@ -139,28 +140,27 @@ def _lookup(host: Host, config_path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _config_lines(path: Path, folder: Path, depth: int) -> Iterator[str]:
-    """The lines of a configuration file with `Include` replaced by what it names."""
+def _config_lines(path: Path, hostname: str, folder: Path, depth: int = 0) -> Iterator[str]:
+    """The lines of a configuration file with `Include`, which paramiko passes over, carried out."""
     if depth > _MAX_INCLUDE_DEPTH or not path.is_file():
         return
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise UsageError(
-            "the SSH configuration cannot be read",
-            where=str(path),
-            got=error.strerror or str(error),
-            remedy="make the file readable for you",
-        ) from error
-    # An included file may open Host blocks of its own: after it, the block around it goes on.
     block = "Host *"
-    for line in lines:
+    for line in path.read_text(errors="replace").splitlines():
         if re.match(r"^\s*(host|match)\b", line, re.IGNORECASE):
             block = line
-        if included := _INCLUDE.match(line):
+        included = _INCLUDE.match(line)
+        if included is None:
+            yield line
+        elif _applies(block, hostname):
             for pattern in included[1].split():
                 for name in sorted(glob.glob(str(folder / Path(pattern.strip('"')).expanduser()))):  # noqa: PTH207 -- absolute patterns too
-                    yield from _config_lines(Path(name), folder, depth + 1)
-            yield block
-        else:
-            yield line
+                    yield from _config_lines(Path(name), hostname, folder, depth + 1)
+            yield block  # the file may have opened blocks of its own; after it, this one goes on
+
+
+def _applies(block: str, hostname: str) -> bool:
+    """Whether what stands below a `Host` or `Match` line counts for the host."""
+    import paramiko
+
+    config = paramiko.SSHConfig.from_text(f"{block}\n  Below yes")
+    return "below" in config.lookup(hostname)

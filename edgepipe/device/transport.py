@@ -291,7 +291,7 @@ class Transport(ABC):
             timeout_s: How long it may take after it has read everything.
 
         Raises:
-            DeviceTimeout: It did not end in time; it is ended then.
+            DeviceTimeout: It did not end in time. Over SSH it ends when it next uses its pipes.
             HostUnreachable: The connection was lost.
         """
         with self.open(argv) as channel:
