@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import numpy as np
 from edgepipe.convert.tflite.graph import Array, Graph, Grid
 from edgepipe.convert.tflite.layout import Layout, moves_nothing, plain
 from edgepipe.convert.tflite.program import Operator, Options, Program, Tensor
-from edgepipe.convert.tflite.versions import lowest_version
+from edgepipe.convert.tflite.versions import Use, lowest_version
 
 # A DEQUANTIZE operator costs about as many bytes as halving this many weights saves.
 _LEAST_FLOAT16 = 64
@@ -64,16 +65,20 @@ class Builder:
         return self._constants[key]
 
     def operator(
-        self, code: str, inputs: list[Tensor | None], outputs: list[Tensor], options: Options | None = None
+        self,
+        code: str,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor],
+        options: Options | None = None,
     ) -> None:
         """Appends an operator."""
-        fields = options.fields if options else {}
-        version = lowest_version(code, inputs, outputs[0], fields)
+        given = tuple(tensor for tensor in inputs if tensor is not None)
+        version = lowest_version(Use(code, given, outputs[0], options.fields if options else {}))
         sources = tuple(-1 if tensor is None else tensor.index for tensor in inputs)
         self._operators.append(Operator(code, version, sources, tuple(t.index for t in outputs), options))
 
     def define(self, name: str, view: View, tensor: Tensor | None = None) -> Tensor:
-        """The tensor in which the value is first written: a new one, or `tensor` where that holds it already."""
+        """The tensor in which the value is first written: a new one, or `tensor` that holds it already."""
         if tensor is None:
             value = self.graph.values[name]
             dtype = "int8" if view.grid is not None else value.dtype
@@ -111,7 +116,9 @@ class Builder:
     def reshape(self, source: Tensor, result: Tensor) -> None:
         """Writes a RESHAPE between two tensors of the same grid."""
         shape = self.constant(f"{result.name}/shape", np.array(result.shape, np.int32))
-        self.operator("RESHAPE", [source, shape], [result], Options("ReshapeOptions", {"newShape": result.shape}))
+        self.operator(
+            "RESHAPE", [source, shape], [result], Options("ReshapeOptions", {"newShape": result.shape})
+        )
 
     def like(self, source: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
         """A new tensor of the type and grid of `source`."""
@@ -143,7 +150,9 @@ class Builder:
         shape = self.graph.values[name].shape
         if current.sizes:
             lead = source.shape[:-1]
-            split = self.like(source, f"{name}/split", (*lead, *(current.sizes[axis] for axis in current.order)))
+            split = self.like(
+                source, f"{name}/split", (*lead, *(current.sizes[axis] for axis in current.order))
+            )
             self.reshape(source, split)
             back = tuple(len(lead) + current.order.index(axis) for axis in range(len(current.order)))
             source = self.transpose(split, (*range(len(lead)), *back), f"{name}/ordered")

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from edgepipe.convert.tflite.graph import Graph, Node, Value
+from edgepipe.convert.tflite.graph import Array, Graph, Node, Value
 from edgepipe.convert.tflite.lower.activation import FUSED, clip_bounds
 
 # Ops that TFLite fuses an activation behind.
-_TAKES_ACTIVATION = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool"})
+_TAKES_ACTIVATION = frozenset(
+    {"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool"}
+)
 # Ops whose output may lie on the grid of their input: they make no new number but bounds.
 _KEEPS_GRID = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Split", "Pad", "Gather",
@@ -36,7 +38,12 @@ def _spread_grids(graph: Graph) -> Graph:
 
     def share(source: str, target: str) -> None:
         grid = values[source].grid
-        if grid is not None and grid.axis is None and values[target].grid is None and values[target].data is None:
+        if (
+            grid is not None
+            and grid.axis is None
+            and values[target].grid is None
+            and values[target].data is None
+        ):
             values[target] = msgspec.structs.replace(values[target], grid=grid)
 
     if graph.quantized():
@@ -60,7 +67,9 @@ def _fold_normalizations(graph: Graph) -> Graph:
         if node.op != "BatchNormalization":
             nodes.append(node)
             continue
-        scale, bias, mean, variance = (np.asarray(values[name].real(), np.float64) for name in node.inputs[1:5])
+        scale, bias, mean, variance = (
+            np.asarray(values[name].real(), np.float64) for name in node.inputs[1:5]
+        )
         factor = scale / np.sqrt(variance + node.settings.get("epsilon", 1e-5))
         shift = bias - mean * factor
         maker = makers.get(node.inputs[0])
@@ -78,7 +87,7 @@ def _folds_scale(maker: Node, name: str, values: dict[str, Value], private: set[
     return maker.op == "Conv" and name in private and values[name].grid is None and free
 
 
-def _scaled_conv(conv: Node, norm: Node, values: dict[str, Value], factor: np.ndarray, shift: np.ndarray) -> Node:  # type: ignore[type-arg]
+def _scaled_conv(conv: Node, norm: Node, values: dict[str, Value], factor: Array, shift: Array) -> Node:
     weight = values[conv.inputs[1]].real().astype(np.float64)
     weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
     if len(conv.inputs) > 2:
@@ -89,7 +98,7 @@ def _scaled_conv(conv: Node, norm: Node, values: dict[str, Value], factor: np.nd
     return msgspec.structs.replace(conv, inputs=(conv.inputs[0], *names), outputs=norm.outputs[:1])
 
 
-def _affine(node: Node, values: dict[str, Value], factor: np.ndarray, shift: np.ndarray) -> list[Node]:  # type: ignore[type-arg]
+def _affine(node: Node, values: dict[str, Value], factor: Array, shift: Array) -> list[Node]:
     result = node.outputs[0]
     broadcast = (-1, *[1] * (len(values[result].shape) - 2))
     names = (f"{result}/factor", f"{result}/shift", f"{result}/scaled")
@@ -100,7 +109,7 @@ def _affine(node: Node, values: dict[str, Value], factor: np.ndarray, shift: np.
     return [mul, Node("Add", node.name, (names[2], names[1]), (result,), {}, node.opset)]
 
 
-def _float_constant(name: str, data: np.ndarray) -> Value:  # type: ignore[type-arg]
+def _float_constant(name: str, data: Array) -> Value:
     data = data.astype(np.float32)
     return Value(name, data.shape, "float32", data)
 
@@ -117,9 +126,8 @@ def _merge_pairs(graph: Graph, merge: Callable[[Node, Node, Graph], Node | None]
         merged = merge(first, node, graph) if first is not None else None
         if first is not None and merged is not None:
             del made[first.outputs[0]]
-            node = merged
-        for name in node.outputs:
-            made[name] = node
+        for name in (merged or node).outputs:
+            made[name] = merged or node
     nodes = list({id(node): node for node in made.values()}.values())
     return _rewritten(graph, nodes, dict(graph.values))
 

@@ -6,7 +6,6 @@ their scale and zero point, as a TFLite tensor does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -52,8 +51,6 @@ class Grid(msgspec.Struct, frozen=True):
         shape = [1] * rank
         if self.axis is not None:
             shape[self.axis] = -1
-        elif rank == 0:
-            return np.float64(self.scale[0])[()], np.int64(self.zero_point[0])[()]
         return np.array(self.scale).reshape(shape), np.array(self.zero_point).reshape(shape)
 
 
@@ -163,8 +160,3 @@ class Graph(msgspec.Struct, frozen=True, eq=False):
             if name in needed or name in made or name in self.inputs
         }
         return msgspec.structs.replace(self, nodes=tuple(kept), values=values)
-
-
-def walk_inputs(node: Node, values: dict[str, Value]) -> Iterator[Value]:
-    """The values that the node reads, those left out skipped."""
-    return (values[name] for name in node.inputs if name)

@@ -6,6 +6,7 @@ TRANSPOSE is written only where an op needs another layout than its input has.
 
 from __future__ import annotations
 
+from collections import deque
 from math import prod
 
 import msgspec
@@ -45,7 +46,9 @@ class Layout(msgspec.Struct, frozen=True):
         if self.sizes and array.shape[-1] > 1:
             split = array.reshape(*array.shape[:-1], *self.sizes)
             lead = tuple(range(array.ndim - 1))
-            array = split.transpose(*lead, *(array.ndim - 1 + axis for axis in self.order)).reshape(array.shape)
+            array = split.transpose(*lead, *(array.ndim - 1 + axis for axis in self.order)).reshape(
+                array.shape
+            )
         return array.transpose(self.perm)
 
     def transposed(self, perm: tuple[int, ...]) -> Layout:
@@ -76,7 +79,12 @@ class Layout(msgspec.Struct, frozen=True):
         return Layout(_with_units(tuple(found), new, channels_last=self == channels_last(len(old))))
 
     def _flattened(
-        self, old: tuple[int, ...], new: tuple[int, ...], head: list[int], sources: list[int], targets: list[int]
+        self,
+        old: tuple[int, ...],
+        new: tuple[int, ...],
+        head: list[int],
+        sources: list[int],
+        targets: list[int],
     ) -> Layout | None:
         """All of the value flattened into its last axis, in the order that the tensor has."""
         if sorted(head) != sources or targets != [len(new) - 1] or prod(new[:-1]) != 1:
@@ -109,13 +117,14 @@ def input_layouts(graph: Graph) -> dict[str, Layout]:
 
 def _reaches_spatial(graph: Graph, readers: dict[str, list[Node]], name: str, layout: Layout) -> bool:
     """Whether the first spatial op behind `name` would find its input channels last."""
-    pending = [(name, layout)]
-    for name, layout in pending:  # noqa: B020  the walk continues what it found, breadth first
-        for node in readers[name]:
-            shape = graph.values[name].shape
+    pending = deque([(name, layout)])
+    while pending:
+        passed, current = pending.popleft()
+        shape = graph.values[passed].shape
+        for node in readers[passed]:
             if node.op in SPATIAL:
-                return layout == channels_last(len(shape))
-            after = _after(graph, node, layout, shape)
+                return current == channels_last(len(shape))
+            after = _after(graph, node, current, shape)
             if after is not None:
                 pending.append((node.outputs[0], after))
     return False

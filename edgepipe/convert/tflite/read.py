@@ -64,7 +64,9 @@ class _Reader:
         from onnx import numpy_helper
 
         self.proto = model.to_onnx()
-        self.opset = max((o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), default=1)
+        self.opset = max(
+            (o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), default=1
+        )
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
@@ -145,8 +147,8 @@ class _Reader:
         value, scale, zero = (*inputs, None)[:3]
         if value is None or scale is None or scale.data is None or (zero is not None and zero.data is None):
             raise _refusal(proto, "its scale or zero point is computed at run time")
-        steps = np.atleast_1d(scale.data).astype(np.float32)
-        zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(zero.data)
+        steps = np.atleast_1d(np.asarray(scale.data)).astype(np.float32)
+        zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(np.asarray(zero.data))
         stored = value.dtype if value.data is not None and value.grid is None else None
         dtype = zeros.dtype.name if zero is not None else (stored if stored != "float32" else None) or "uint8"
         if dtype not in {"int8", "uint8", "int32"}:
@@ -214,7 +216,9 @@ class _Reader:
         name = proto.name or outputs[0]
         self.nodes.append(Node(proto.op_type, name, tuple(names), outputs, settings, self.opset))
 
-    def infer(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> list[tuple[str, tuple[int, ...], str]]:
+    def infer(
+        self, proto: onnx.NodeProto, inputs: list[Value | None]
+    ) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and type of each output, by ONNX's own shape inference of this one node."""
         import onnx
 
@@ -241,7 +245,11 @@ def _static(proto: onnx.NodeProto, found: onnx.TypeProto | None) -> tuple[tuple[
     import onnx
 
     tensor = found.tensor_type if found is not None else None
-    if tensor is None or not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+    if (
+        tensor is None
+        or not tensor.HasField("shape")
+        or any(not d.HasField("dim_value") for d in tensor.shape.dim)
+    ):
         raise _refusal(proto, "its output shape depends on data")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return tuple(size.dim_value for size in tensor.shape.dim), dtype
@@ -267,7 +275,11 @@ def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _is_float_cast(proto: onnx.NodeProto, inputs: list[Value | None]) -> bool:
-    if proto.op_type != "Cast" or inputs[0] is None or inputs[0].dtype not in {"float32", "float64", "float16"}:
+    if (
+        proto.op_type != "Cast"
+        or inputs[0] is None
+        or inputs[0].dtype not in {"float32", "float64", "float16"}
+    ):
         return False
     return _attributes(proto)["to"] in {1, 10, 11}  # FLOAT, FLOAT16, DOUBLE
 
@@ -275,7 +287,7 @@ def _is_float_cast(proto: onnx.NodeProto, inputs: list[Value | None]) -> bool:
 def _quantized(real: Array, grid: Grid) -> Array:
     """Rounds half to even and saturates, as QuantizeLinear does: int8 of the same shape."""
     scale, zero_point = grid.along(real.ndim)
-    return np.clip(np.rint(real / scale) + zero_point, -128, 127).astype(np.int8)
+    return np.asarray(np.clip(np.rint(real / scale) + zero_point, -128, 127).astype(np.int8))
 
 
 def _refusal(proto: onnx.NodeProto, why: str) -> UnsupportedOp:

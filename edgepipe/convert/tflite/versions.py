@@ -6,11 +6,40 @@ Source: TensorFlow's versioning tools, ``op_version.cc`` (which version expresse
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
+from typing import Any
 
-from edgepipe.convert.tflite.graph import Grid
+import msgspec
+
 from edgepipe.convert.tflite.program import Operator, Tensor
+
+
+class Use(msgspec.Struct, frozen=True):
+    """One use of an operator: its code, the inputs that are given, its first output, its options."""
+
+    code: str
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    fields: dict[str, Any]
+
+    @property
+    def rank(self) -> int:
+        """The highest rank among the inputs."""
+        return max((len(tensor.shape) for tensor in self.inputs), default=0)
+
+    @property
+    def dilated(self) -> bool:
+        """Whether the taps of a window stand apart."""
+        return (self.fields["dilationHFactor"], self.fields["dilationWFactor"]) != (1, 1)
+
+    @property
+    def gain(self) -> float:
+        """Product of the inputs' steps over the output's; 0 in float."""
+        if self.output.grid is None:
+            return 0.0
+        return prod(t.grid.scale[0] for t in self.inputs if t.grid is not None) / self.output.grid.scale[0]
+
 
 # Version with int8 data, where that is not 1.
 _INT8 = {
@@ -64,47 +93,26 @@ _RELEASES = {
 _FLOOR = (2, 5)
 
 
-def lowest_version(
-    code: str, inputs: Iterable[Tensor | None], output: Tensor, fields: dict[str, object]
-) -> int:
-    """The lowest version of a builtin operator that expresses this use of it.
-
-    Args:
-        code: The schema's name of the operator.
-        inputs: Its input tensors, None where left out.
-        output: Its first output tensor.
-        fields: The options that are set.
-    """
-    tensors = [tensor for tensor in inputs if tensor is not None]
-    int8 = any(tensor.dtype == "int8" for tensor in tensors)
-    version = _INT8.get(code, 1) if int8 else 1
-    rank = max((len(tensor.shape) for tensor in tensors), default=0)
-    if code == "MUL" and output.grid is not None and _gain(tensors, output.grid) >= 1:
-        return 3
-    return max(version, _special_version(code, tensors, fields, rank))
+# Uses of an operator that take a later version than its data type does.
+_SPECIAL: tuple[tuple[frozenset[str], Callable[[Use], bool], int], ...] = (
+    (frozenset({"CONV_2D"}), lambda use: use.inputs[0].shape[-1] != use.inputs[1].shape[-1], 6),
+    (frozenset({"DEPTHWISE_CONV_2D"}), lambda use: use.dilated, 2),
+    (frozenset({"DEQUANTIZE"}), lambda use: use.inputs[0].dtype == "float16", 3),
+    (frozenset({"FULLY_CONNECTED"}), lambda use: bool(use.fields["keepNumDims"]), 5),
+    (frozenset({"MUL"}), lambda use: use.gain >= 1, 3),
+    (frozenset({"PAD", "PADV2", "STRIDED_SLICE", "TRANSPOSE"}), lambda use: use.rank > 4, 4),
+    (frozenset({"TRANSPOSE"}), lambda use: use.rank > 5, 6),
+    (frozenset({"RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"}), lambda use: any(use.fields.values()), 3),
+    (frozenset({"TRANSPOSE_CONV"}), lambda use: len(use.inputs) > 3, 3),
+)  # fmt: skip
 
 
-def _gain(tensors: list[Tensor], grid: Grid) -> float:
-    return prod(tensor.grid.scale[0] for tensor in tensors if tensor.grid is not None) / grid.scale[0]
-
-
-def _special_version(code: str, tensors: list[Tensor], fields: dict[str, object], rank: int) -> int:
-    match code:
-        case "CONV_2D" if tensors[0].shape[-1] != tensors[1].shape[-1]:
-            return 6  # grouped
-        case "DEPTHWISE_CONV_2D" if (fields["dilationHFactor"], fields["dilationWFactor"]) != (1, 1):
-            return 2
-        case "FULLY_CONNECTED" if fields["keepNumDims"]:
-            return 5
-        case "DEQUANTIZE" if tensors[0].dtype == "float16":
-            return 3
-        case "RESIZE_BILINEAR" | "RESIZE_NEAREST_NEIGHBOR" if any(fields.values()):
-            return 3
-        case "TRANSPOSE" | "PAD" | "PADV2" | "STRIDED_SLICE" if rank > 4:
-            return 6 if code == "TRANSPOSE" and rank > 5 else 4
-        case "TRANSPOSE_CONV" if len(tensors) == 4:
-            return 3
-    return 1
+def lowest_version(use: Use) -> int:
+    """The lowest version of a builtin operator that expresses this use of it."""
+    int8 = any(tensor.dtype == "int8" for tensor in use.inputs)
+    usual = _INT8.get(use.code, 1) if int8 else 1
+    special = (version for codes, applies, version in _SPECIAL if use.code in codes and applies(use))
+    return max(usual, *special, 1)
 
 
 def least_runtimes(operators: Iterable[Operator]) -> dict[str, str]:

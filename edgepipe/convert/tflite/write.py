@@ -17,7 +17,11 @@ _ALIGNMENT = 16
 _VERSION_BYTES = 16
 # Builtin codes past this one do not fit the deprecated 8-bit field, which then says so.
 _LAST_NARROW_CODE = 127
-_ENUMERATIONS = {"padding": "Padding", "fusedActivationFunction": "ActivationFunctionType", "mode": "MirrorPadMode"}
+_ENUMERATIONS = {
+    "padding": "Padding",
+    "fusedActivationFunction": "ActivationFunctionType",
+    "mode": "MirrorPadMode",
+}
 _TYPES = {
     "bool": "BOOL",
     "float16": "FLOAT16",
@@ -122,14 +126,15 @@ class _Writer:
     def options(self, options: Options) -> Any:
         record = getattr(self.schema, f"{options.table}T")()
         for field, content in options.fields.items():
-            if isinstance(content, str):
-                content = getattr(getattr(self.schema, _ENUMERATIONS[field]), content)
-            elif isinstance(content, tuple):
-                content = np.array(content, np.int32)
             if not hasattr(record, field):
                 raise AttributeError(f"{options.table} has no field {field}")
-            setattr(record, field, content)
+            setattr(record, field, self.option(field, content))
         return record
+
+    def option(self, field: str, content: Any) -> Any:
+        if isinstance(content, str):
+            return getattr(getattr(self.schema, _ENUMERATIONS[field]), content)
+        return np.array(content, np.int32) if isinstance(content, tuple) else content
 
     def signature(self, program: Program) -> Any:
         record = self.schema.SignatureDefT()

@@ -22,7 +22,9 @@ RULES: dict[str, Rule] = {
 }
 
 
-def lower(graph: Graph, *, float16: bool, ports: PortType) -> tuple[Program, tuple[Port, ...], tuple[Port, ...]]:
+def lower(
+    graph: Graph, *, float16: bool, ports: PortType
+) -> tuple[Program, tuple[Port, ...], tuple[Port, ...]]:
     """The program of a graph, with its input and output ports.
 
     Args:

@@ -25,11 +25,13 @@ def clip_bounds(settings: dict[str, object]) -> tuple[float, float]:
     bounds = [-np.inf if low is None else np.float64(low), np.inf if high is None else np.float64(high)]  # type: ignore[arg-type]
     # Exporters write the largest float32 for "no bound".
     largest = float(np.finfo(np.float32).max)
-    return -np.inf if bounds[0] <= -largest else float(bounds[0]), np.inf if bounds[1] >= largest else float(bounds[1])
+    return -np.inf if bounds[0] <= -largest else float(bounds[0]), np.inf if bounds[1] >= largest else float(
+        bounds[1]
+    )
 
 
 def lower_clip(site: Site) -> None:
-    """Relu, Clip: one op where TFLite has it, else a MAXIMUM and a MINIMUM; nothing where the grid saturates."""
+    """Relu, Clip: one op where TFLite has it, else MAXIMUM and MINIMUM; nothing where the grid saturates."""
     low, high = (0.0, np.inf) if site.node.op == "Relu" else clip_bounds(site.node.settings)
     source, layout = site.read(), site.layout()
     grid = site.result().grid if site.integer else None
@@ -42,7 +44,11 @@ def lower_clip(site: Site) -> None:
 
 
 def _clip_by_bounds(site: Site, source: Tensor, layout: Layout, bounds: tuple[float, float]) -> None:
-    bounded = [(code, bound) for code, bound in zip(("MAXIMUM", "MINIMUM"), bounds, strict=True) if np.isfinite(bound)]
+    bounded = [
+        (code, bound)
+        for code, bound in zip(("MAXIMUM", "MINIMUM"), bounds, strict=True)
+        if np.isfinite(bound)
+    ]
     if not bounded:
         site.alias(layout, source)
     for index, (code, bound) in enumerate(bounded):
@@ -89,7 +95,9 @@ def lower_softmax(site: Site, code: str, grid: Grid) -> None:
     shape = site.value().shape
     axis = int(site.setting("axis", 1 if site.node.opset < 13 else -1)) % len(shape)
     if site.node.opset < 13 and any(size > 1 for size in shape[axis + 1 :]):
-        raise site.refuse("before op set 13 it normalizes over several axes at once", "export with op set 13 or later")
+        raise site.refuse(
+            "before op set 13 it normalizes over several axes at once", "export with op set 13 or later"
+        )
     layout = site.layout()
     if layout.perm[-1] != axis or layout.sizes:
         layout = Layout((*(other for other in layout.perm if other != axis), axis))
@@ -109,10 +117,18 @@ def lower_hard_sigmoid(site: Site) -> None:
     shifted = site.scratch("shifted", source.shape, grid)
     six = np.isclose(top, 6.0)
     activation = "NONE" if site.integer else "RELU6" if six else "RELU"
-    _binary(site, "ADD", [source, site.scalar("shift", beta / alpha)], shifted, options("AddOptions", fusedActivationFunction=activation))
+    _binary(
+        site,
+        "ADD",
+        [source, site.scalar("shift", beta / alpha)],
+        shifted,
+        options("AddOptions", fusedActivationFunction=activation),
+    )
     if not site.integer and not six:
         clipped = site.scratch("clipped", source.shape)
-        _binary(site, "MINIMUM", [shifted, site.scalar("top", top)], clipped, options("MaximumMinimumOptions"))
+        _binary(
+            site, "MINIMUM", [shifted, site.scalar("top", top)], clipped, options("MaximumMinimumOptions")
+        )
         shifted = clipped
     table = options("MulOptions", fusedActivationFunction="NONE")
     _binary(site, "MUL", [shifted, site.scalar("slope", alpha)], site.define(layout), table)

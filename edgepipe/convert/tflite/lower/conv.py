@@ -11,7 +11,6 @@ from edgepipe.convert.tflite.lower.weights import integer_weights
 from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
 from edgepipe.convert.tflite.program import Options, Tensor
 
-
 # TFLite's orders of ONNX's kernel axes [out, in / group, kh, kw].
 _FULL = (0, 2, 3, 1)
 _DEPTHWISE = (1, 2, 3, 0)
@@ -64,7 +63,9 @@ def _weights(site: Site, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         kernel = site.builder.constant(weight.name, _over_two_axes(ready.weight).transpose(order), grid)
         name = bias.name if bias else f"{weight.name}/bias"
         return kernel, site.builder.constant(name, ready.bias, ready.bias_grid)
-    kernel = site.builder.constant(weight.name, _over_two_axes(weight.real()).transpose(order).astype(np.float32))
+    kernel = site.builder.constant(
+        weight.name, _over_two_axes(weight.real()).transpose(order).astype(np.float32)
+    )
     if bias is None:
         return kernel, site.builder.constant(f"{weight.name}/bias", np.zeros(weight.shape[0], np.float32))
     return kernel, site.builder.constant(bias.name, bias.real().astype(np.float32))

@@ -26,7 +26,9 @@ def lower_matmul(site: Site) -> None:
         return
     rank = len(site.result().shape)
     left, right = site.operand(0, plain(rank)), site.operand(1, plain(rank))
-    site.builder.operator("BATCH_MATMUL", [left, right], [site.define(plain(rank))], options("BatchMatMulOptions"))
+    site.builder.operator(
+        "BATCH_MATMUL", [left, right], [site.define(plain(rank))], options("BatchMatMulOptions")
+    )
 
 
 def _fully_connected(site: Site, *, transposed: bool) -> None:
@@ -40,7 +42,9 @@ def _fully_connected(site: Site, *, transposed: bool) -> None:
     kernel, bias = _weights(site, weight, Layout((0, 1), layout.sizes, layout.order))
     result = site.define(plain(len(source.shape)))
     fields = options(
-        "FullyConnectedOptions", fusedActivationFunction=site.node.activation, keepNumDims=len(source.shape) > 2
+        "FullyConnectedOptions",
+        fusedActivationFunction=site.node.activation,
+        keepNumDims=len(source.shape) > 2,
     )
     site.builder.operator("FULLY_CONNECTED", [source, kernel, bias], [result], fields)
 

@@ -35,7 +35,11 @@ def lower_extremum(site: Site, code: str) -> None:
     for index in range(1, count):
         right = site.operand(index, layout, grid)
         last = index == count - 1
-        result = site.define(layout) if last else site.builder.like(left, f"{site.node.outputs[0]}/part", left.shape)
+        result = (
+            site.define(layout)
+            if last
+            else site.builder.like(left, f"{site.node.outputs[0]}/part", left.shape)
+        )
         site.builder.operator(code, [left, right], [result], options("MaximumMinimumOptions"))
         left = result
 

@@ -23,7 +23,9 @@ def lower_max_pool(site: Site) -> None:
         source = padded(site, source, frame)
     elif any(frame.pads[0] + frame.pads[1]):
         least = np.array(-128, np.int8) if source.grid else np.array(np.finfo(np.float32).min)
-        source = padded(site, source, frame, site.builder.constant(f"{source.name}/least", least, source.grid))
+        source = padded(
+            site, source, frame, site.builder.constant(f"{source.name}/least", least, source.grid)
+        )
     _write(site, "MAX_POOL_2D", source, frame)
 
 
@@ -54,7 +56,9 @@ def lower_global_average_pool(site: Site) -> None:
     layout = channels_last(rank)
     axes = site.integers("axes", range(1, rank - 1))
     source = site.read(0, layout)
-    site.builder.operator("MEAN", [source, axes], [site.define(layout)], options("ReducerOptions", keepDims=True))
+    site.builder.operator(
+        "MEAN", [source, axes], [site.define(layout)], options("ReducerOptions", keepDims=True)
+    )
 
 
 def _frame(site: Site) -> Window:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgepipe.convert.tflite.layout import plain, transposition
-from edgepipe.convert.tflite.lower.site import Rule, Site, on_grid, options
+from edgepipe.convert.tflite.lower.site import Rule, Site, options
 
 
 def lower_reshape(site: Site) -> None:
@@ -55,7 +55,9 @@ def lower_pad(site: Site) -> None:
     result = site.define(layout, grid=source.grid)
     mode, number = site.setting("mode", "constant"), float(np.asarray(site.setting("value", 0.0)).reshape(()))
     if mode == "reflect":
-        site.builder.operator("MIRROR_PAD", [source, pads], [result], options("MirrorPadOptions", mode="REFLECT"))
+        site.builder.operator(
+            "MIRROR_PAD", [source, pads], [result], options("MirrorPadOptions", mode="REFLECT")
+        )
     elif mode != "constant":
         raise site.refuse(f"its mode is {mode}")
     elif number == 0.0:
@@ -74,15 +76,20 @@ def lower_slice(site: Site) -> None:
     masks = 0
     starts, ends = site.setting("starts"), site.setting("ends")
     axes, steps = site.setting("axes", range(len(starts))), site.setting("steps", [1] * len(starts))
-    for start, stop, axis, stride in zip(starts, ends, axes, steps, strict=True):
+    for *bounds, axis in zip(starts, ends, steps, axes, strict=True):
         place = layout.axis(int(axis))
-        first, last, stride = slice(int(start), int(stop), int(stride)).indices(source.shape[place])
+        first, last, stride = slice(*map(int, bounds)).indices(source.shape[place])
         begin[place], end[place], step[place] = first, max(last, 0), stride
         # A reversed slice that includes index 0 ends before it, which only a mask can say.
         masks |= (last < 0) << place
-    inputs = [source, *(site.integers(f"slice{index}", numbers) for index, numbers in enumerate((begin, end, step)))]
+    inputs = [
+        source,
+        *(site.integers(f"slice{index}", numbers) for index, numbers in enumerate((begin, end, step))),
+    ]
     result = site.define(layout, grid=source.grid)
-    site.builder.operator("STRIDED_SLICE", list(inputs), [result], options("StridedSliceOptions", endMask=masks))
+    site.builder.operator(
+        "STRIDED_SLICE", list(inputs), [result], options("StridedSliceOptions", endMask=masks)
+    )
 
 
 def lower_split(site: Site) -> None:
@@ -91,7 +98,9 @@ def lower_split(site: Site) -> None:
     layout = plain(rank) if site.layout().sizes else site.layout()
     axis = int(site.setting("axis", 0))
     source = site.read(0, layout)
-    sizes = site.integers("sizes", [site.result(index).shape[axis] for index in range(len(site.node.outputs))])
+    sizes = site.integers(
+        "sizes", [site.result(index).shape[axis] for index in range(len(site.node.outputs))]
+    )
     place = site.integers("axis", layout.axis(axis))
     results = [site.define(layout, index, source.grid) for index in range(len(site.node.outputs))]
     fields = options("SplitVOptions", numSplits=len(results))

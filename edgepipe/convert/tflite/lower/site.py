@@ -166,10 +166,7 @@ def computes_on_integers(node: Node, rule: Rule, values: dict[str, Value]) -> bo
     """Whether all that the node reads and writes is on per-tensor int8 grids, constants likewise."""
     if not rule.integer or any(values[name].grid is None for name in node.outputs):
         return False
-    for index, name in enumerate(node.inputs):
-        if name and not _fits(values[name], index, rule):
-            return False
-    return True
+    return all(_fits(values[name], index, rule) for index, name in enumerate(node.inputs) if name)
 
 
 def _fits(value: Value, index: int, rule: Rule) -> bool:
@@ -196,7 +193,8 @@ def exact_grid(number: float) -> Grid:
 
 def on_grid(real: Array, grid: Grid) -> Array:
     """Rounds onto a per-tensor int8 grid, half to even, saturating."""
-    return np.clip(np.rint(real / grid.scale[0]) + grid.zero_point[0], -128, 127).astype(np.int8)
+    steps = np.rint(real / grid.scale[0]) + grid.zero_point[0]
+    return np.asarray(np.clip(steps, -128, 127).astype(np.int8))
 
 
 __all__ = ["Lowering", "Rule", "Site", "computes_on_integers", "exact_grid", "on_grid", "options", "refusal"]

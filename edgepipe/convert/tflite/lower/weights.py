@@ -53,23 +53,28 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
         raise site.refuse("its weights are quantized along another axis than that of output channels")
     channels = weight.shape[axis]
     flat = np.moveaxis(data, axis, 0).reshape(channels, -1)
-    scale = np.resize(np.array(grid.scale), channels)
-    real_bias = np.zeros(channels) if bias is None else np.asarray(bias.real(), np.float64).reshape(channels)
+    scale: Array = np.resize(np.array(grid.scale), channels)
+    real_bias: Array = np.zeros(channels)
+    if bias is not None:
+        real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
     step_in = site.step().scale[0]
     scale = _usable(scale, flat, real_bias, step_in)
     coarser = np.maximum(1.0, np.abs(real_bias) / (_INT32_MAX * step_in * scale))
     if (coarser > 1).any():
-        scale = np.float32(scale * coarser * (1 + 1e-6)).astype(np.float64)
+        scale = _float32(scale * coarser * (1 + 1e-6))
         shape = [-1 if index == axis else 1 for index in range(data.ndim)]
         data = np.rint(data / coarser.reshape(shape)).astype(np.int8)
-    bias_scale = np.float32(scale * step_in).astype(np.float64)
+    bias_scale = _float32(scale * step_in)
     integers = np.clip(np.rint(real_bias / bias_scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
     if bias is not None and bias.grid is not None and bias.data is not None:
         same = np.isclose(np.resize(np.array(bias.grid.scale), channels), bias_scale, rtol=1e-6, atol=0)
         integers = np.where(same, bias.data.reshape(channels), integers).astype(np.int32)
     zeros = (0,) * channels
     return IntegerWeights(
-        data, integers, Grid(tuple(map(float, scale)), zeros, axis), Grid(tuple(map(float, bias_scale)), zeros, 0, 32)
+        data,
+        integers,
+        Grid(tuple(map(float, scale)), zeros, axis),
+        Grid(tuple(map(float, bias_scale)), zeros, 0, 32),
     )
 
 
@@ -80,5 +85,10 @@ def _usable(scale: Array, flat: Array, bias: Array, step_in: float) -> Array:
     alive = scale[good & ~dead]
     usual = float(np.float32(np.median(alive))) if alive.size else 1 / 128
     # A dead channel that only passes its bias on still needs a step that the bias fits on.
-    enough = np.float32(np.abs(bias) / (2**30 * step_in)).astype(np.float64)
+    enough = _float32(np.abs(bias) / (2**30 * step_in))
     return np.where(good & ~dead, scale, np.maximum(usual, enough))
+
+
+def _float32(numbers: Array) -> Array:
+    """Rounded to what a file can hold, kept as float64."""
+    return numbers.astype(np.float32).astype(np.float64)
