@@ -5,16 +5,18 @@ Records only: nothing is loaded here, so that contradictions show before any wor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import msgspec
 
-from edgepipe.errors import UsageError
+from edgepipe.convert.emission import PortType
+from edgepipe.errors import CalibrationDataMissing, UsageError
 from edgepipe.preprocess import Preprocessing
-from edgepipe.project import HostEntry, Project, find_project, load_project
+from edgepipe.project import Project, find_project, load_project
 
-PortType = Literal["float32", "integer"]
+Prompt = Callable[[str], str]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
+class SourceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A model to load; fields as in `Job`."""
+
+    model: str
+    weights: Path | None = None
+    input_shape: tuple[int, ...] | None = None
+
+
+class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples to load; fields as in `Job`, `path` for its `data`."""
+
+    path: Path
+    preprocessing: Preprocessing | None = None
+    limit: int | None = None
+
+
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where the device is, and how to get in.
 
@@ -57,14 +75,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         emulate: Use the embedded device on this machine's loopback.
         identity: Private key file, besides those of the agent and ~/.ssh/config.
         accept_new_host_key: Trust a host that is met for the first time.
-        ask_password: Prompt for a password where keys do not do.
+        prompt: Asked for a password where keys do not do; None where nobody can answer.
     """
 
     host: str | None = None
     emulate: bool = False
     identity: Path | None = None
     accept_new_host_key: bool = False
-    ask_password: bool = False
+    prompt: Prompt | None = None
 
 
 class Effort(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,3 +97,151 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     min_duration_s: float = 3.0
     min_runs: int = 64
     threads: int | None = None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command line says of a job, as typed; None where it says nothing. Fields as in `Job`."""
+
+    model: str | None = None
+    target: str | None = None
+    weights: Path | None = None
+    input_shape: str | None = None
+    data: Path | None = None
+    calibration_samples: int | None = None
+    calibrate_random: bool = False
+    limit: int | None = None
+    recipe: str | None = None
+    ports: str | None = None
+    seed: int | None = None
+
+
+def current_project() -> Project:
+    """The project of the working folder; an empty one where it has no edgepipe.toml.
+
+    Raises:
+        ProjectError: edgepipe.toml is malformed.
+    """
+    path = find_project(Path())
+    return Project() if path is None else load_project(path)
+
+
+def resolve_job(options: Options, project: Project, host: str | None = None) -> Job:
+    """The job that options ask for; what they leave out comes from the project.
+
+    Args:
+        options: What the command line says.
+        project: What edgepipe.toml says.
+        host: The device, if one is named: a host of the project may name its target.
+
+    Raises:
+        UsageError: There is no model or no target, or a value that makes no sense.
+    """
+    entry = project.hosts.get(host or project.host or "")
+    model = options.model or project.model
+    target = options.target or (entry.target if entry else None) or project.target
+    # Weights and preprocessing of the project belong to its model and its data, not to others.
+    own_model = options.model is None
+    random = options.calibrate_random
+    return Job(
+        model=_required(model, "model", "edgepipe deploy MODEL"),
+        target=_required(target, "target", "--target NAME, see `edgepipe targets list`"),
+        weights=options.weights or (_path(project.weights) if own_model else None),
+        input_shape=parse_shape(options.input_shape) or (project.input_shape if own_model else None),
+        data=options.data or (None if random else _path(project.data)),
+        preprocessing=project.preprocessing,
+        calibration_samples=options.calibration_samples or project.calibration_samples,
+        calibrate_random=random,
+        limit=options.limit,
+        recipe=options.recipe or project.recipe or "int8",
+        ports=parse_ports(options.ports),
+        seed=project.seed if options.seed is None else options.seed,
+    )
+
+
+def resolve_data(data: Path | None, limit: int | None, project: Project) -> DataSpec:
+    """The samples to evaluate on.
+
+    Raises:
+        CalibrationDataMissing: Neither the command line nor the project names any.
+    """
+    path = data or _path(project.data)
+    if path is None:
+        raise CalibrationDataMissing(
+            "there is no data to evaluate on", remedy="give --data FILE.npz or a folder of images"
+        )
+    return DataSpec(path=path, preprocessing=project.preprocessing, limit=limit)
+
+
+def resolve_place(place: Place, project: Project, target: str | None = None) -> Place:
+    """The place with a host of edgepipe.toml filled in; one that names nothing takes the project's host.
+
+    Args:
+        place: What the command line says.
+        project: What edgepipe.toml says.
+        target: Target that was asked for: without a host, the one board of that kind is taken.
+    """
+    if place.emulate:
+        return place
+    name = place.host or _host_for(target, project)
+    entry = project.hosts.get(name or "")
+    if entry is None:
+        return msgspec.structs.replace(place, host=name)
+    address = f"[{entry.address}]" if ":" in entry.address else entry.address
+    user = f"{entry.user}@" if entry.user else ""
+    port = f":{entry.port}" if entry.port else ""
+    return msgspec.structs.replace(
+        place, host=f"{user}{address}{port}", identity=place.identity or _path(entry.identity_file)
+    )
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """Reads "1,3,224,224".
+
+    Raises:
+        UsageError: Something else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise UsageError(
+            "the shape is not a list of numbers",
+            where="--input-shape",
+            got=text,
+            remedy="write it as 1,3,224,224",
+        ) from error
+
+
+def parse_ports(text: str | None) -> PortType | None:
+    """Reads "integer" or "float32".
+
+    Raises:
+        UsageError: Something else.
+    """
+    if text is None:
+        return None
+    for known in get_args(PortType):
+        if text == known:
+            return text  # type: ignore[return-value]  # just compared with every literal
+    raise UsageError(
+        "unknown type of ports", where="--ports", got=text, remedy=f"one of {', '.join(get_args(PortType))}"
+    )
+
+
+def _host_for(target: str | None, project: Project) -> str | None:
+    of_kind = [name for name, entry in project.hosts.items() if target is not None and entry.target == target]
+    return of_kind[0] if len(of_kind) == 1 else project.host
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _required(value: str | None, noun: str, remedy: str) -> str:
+    if value is None:
+        raise UsageError(
+            f"which {noun}?",
+            remedy=f"give {remedy}, or set `{noun}` in edgepipe.toml (`edgepipe init` writes one)",
+        )
+    return value

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgepipe.cli import options as o
+from edgepipe.cli.ask import ask_place
 from edgepipe.cli.show import ProgressView, print_result
 
 
@@ -45,11 +46,12 @@ def compress(
     from edgepipe import workflow
     from edgepipe.report import table
 
-    job = jobs.resolve_job(
+    options = jobs.Options(
         model=model, target=target, data=data, weights=weights, input_shape=input_shape, recipe=recipe,
         ports=ports, calibration_samples=calibration_samples, calibrate_random=calibrate_random, limit=limit,
         seed=seed,
     )  # fmt: skip
+    job = jobs.resolve_job(options, jobs.current_project())
     with ProgressView() as emit:
         made = workflow.compress(job, output, emit=emit)
     print_result(table.bundle_summary(made.bundle), made.bundle.manifest, as_json=as_json)
@@ -92,14 +94,14 @@ def evaluate(
     limit: o.LimitOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Accuracy with its interval, agreement and SQNR on this machine, of every artifact on the same samples."""
+    """Accuracy with its interval, agreement and SQNR of every artifact, here, on the same samples."""
     from edgepipe import job as jobs
     from edgepipe import workflow
     from edgepipe.report import table
 
     with ProgressView() as emit:
-        evaluations = workflow.evaluate(
-            subject, jobs.resolve_data(data, limit=limit), against=against, emit=emit
+        evaluations = workflow.evaluate_subject(
+            subject, jobs.resolve_data(data, limit, jobs.current_project()), against=against, emit=emit
         )
     print_result(table.evaluation_table(evaluations), evaluations, as_json=as_json)
 
@@ -118,11 +120,7 @@ def push(
     from edgepipe.report import table
 
     place = jobs.resolve_place(
-        host=host,
-        emulate=False,
-        identity=identity,
-        accept_new_host_key=accept_new_host_key,
-        ask_password=ask_password,
+        ask_place(host, False, identity, accept_new_host_key, ask_password), jobs.current_project()
     )
     with ProgressView() as emit:
         pushed = workflow.push(bundle, place, emit=emit)
@@ -148,9 +146,8 @@ def bench(
     from edgepipe.report import table
 
     place = jobs.resolve_place(
-        host=host, emulate=emulate, identity=identity, accept_new_host_key=accept_new_host_key,
-        ask_password=ask_password,
-    )  # fmt: skip
+        ask_place(host, emulate, identity, accept_new_host_key, ask_password), jobs.current_project()
+    )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
     with ProgressView() as emit:
         run = workflow.bench(bundle, place, effort, store=store, emit=emit)
@@ -171,9 +168,8 @@ def probe(
     from edgepipe.report import table
 
     place = jobs.resolve_place(
-        host=host, emulate=emulate, identity=identity, accept_new_host_key=accept_new_host_key,
-        ask_password=ask_password,
-    )  # fmt: skip
+        ask_place(host, emulate, identity, accept_new_host_key, ask_password), jobs.current_project()
+    )
     with ProgressView() as emit:
         facts = workflow.probe(place, emit=emit)
     print_result(table.facts_table(facts), facts, as_json=as_json)

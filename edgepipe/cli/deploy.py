@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgepipe.cli import options as o
+from edgepipe.cli.ask import ask_place
 from edgepipe.cli.show import ProgressView, print_result
 
 EPILOG = """
@@ -60,15 +61,16 @@ def deploy(
     from edgepipe import workflow
     from edgepipe.report import table
 
-    job = jobs.resolve_job(
+    project = jobs.current_project()
+    options = jobs.Options(
         model=model, target=target, data=data, weights=weights, input_shape=input_shape, recipe=recipe,
         ports=ports, calibration_samples=calibration_samples, calibrate_random=calibrate_random, limit=limit,
         seed=seed,
     )  # fmt: skip
+    job = jobs.resolve_job(options, project, host)
     place = jobs.resolve_place(
-        host=host, emulate=emulate, identity=identity, accept_new_host_key=accept_new_host_key,
-        ask_password=ask_password,
-    )  # fmt: skip
+        ask_place(host, emulate, identity, accept_new_host_key, ask_password), project, target
+    )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
     with ProgressView() as emit:
         run = workflow.deploy(job, place, effort, store=store, bundle_folder=output, emit=emit)

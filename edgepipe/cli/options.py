@@ -68,7 +68,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         "-d",
-        help=".npz with `x` and, for accuracy, `y`; or a folder class/*.jpg with [preprocessing] in edgepipe.toml.",
+        help=".npz with `x` and, for accuracy, `y`; or class/*.jpg with [preprocessing] in edgepipe.toml.",
         rich_help_panel=DATA,
         show_default=False,
     ),

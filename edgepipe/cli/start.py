@@ -37,7 +37,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo's files go.")] = Path("edgepipe-demo"),
     as_json: o.JsonOption = False,
 ) -> None:
-    """Train a small CNN on handwritten digits and deploy it on the embedded device: the main job on real data."""
+    """Train a small CNN on handwritten digits and deploy it here: the main job on real data."""
     from edgepipe import demo as demos
     from edgepipe.report import table
 

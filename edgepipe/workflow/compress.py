@@ -1,0 +1,124 @@
+"""From a prepared job to a bundle: passes, emissions, golden samples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+import edgepipe
+from edgepipe import golden, pipeline
+from edgepipe.bundle import Artifact, Bundle, Calibration, Manifest, Step, write_bundle
+from edgepipe.convert import ort, tflite
+from edgepipe.convert.emission import Emission
+from edgepipe.events import Emit, silent, stage
+from edgepipe.graph.edit import is_quantized
+from edgepipe.job import Job
+from edgepipe.model import Model
+from edgepipe.passes import Context
+from edgepipe.recipe import load_recipe
+from edgepipe.workflow.prepare import Prepared, check_ops, prepare
+
+PACKAGES = ("ai-edge-litert", "numpy", "onnx", "onnxruntime", "tf2onnx", "torch", "tensorflow-cpu")
+"""Packages with a hand in the result; those that are not installed are left out of the record."""
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle with what it was made from."""
+
+    bundle: Bundle
+    prepared: Prepared
+
+
+def compress(job: Job, folder: Path, *, emit: Emit = silent, cache: Path | None = None) -> Made:
+    """Makes a bundle from a model: passes, then one artifact for each precision and format.
+
+    Args:
+        job: What to make.
+        folder: Where the bundle goes; an older bundle there is replaced.
+        emit: Where progress and warnings go.
+        cache: Where results of passes are kept; None keeps nothing.
+
+    Raises:
+        EdgepipeError: As `prepare`, the passes and `write_bundle` say.
+    """
+    return make(prepare(job, emit), folder, emit=emit, cache=cache)
+
+
+def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path | None = None) -> Made:
+    """Makes the bundle of a job that is prepared; see `compress`."""
+    source, target = prepared.source.model, prepared.target
+    with tempfile.TemporaryDirectory(prefix="edgepipe-") as work:
+        context = Context(
+            target=target,
+            calibration=prepared.calibration,
+            seed=prepared.job.seed,
+            work=Path(work),
+            emit=emit,
+        )
+        model, steps = pipeline.run(prepared.recipe, source, context, cache=cache)
+        reference = source
+        if not is_quantized(source):
+            reference, _ = pipeline.run(load_recipe("float32"), source, context, cache=cache)
+    check_ops(model, target)
+    with stage(emit, "write artifacts") as writing:
+        emissions = list(_emit(prepared, reference, model))
+        writing.detail = ", ".join(emission.name for emission in emissions)
+    with stage(emit, "record golden samples", len(emissions)) as sealing:
+        samples = prepared.golden_samples.x[: golden.SAMPLES]
+        files: dict[str, bytes] = {}
+        artifacts = []
+        for done, emission in enumerate(emissions, start=1):
+            artifact, its_files = golden.seal(emission, samples)
+            artifacts.append(artifact)
+            files |= its_files
+            sealing.advance(done)
+    manifest = _manifest(prepared, steps, tuple(artifacts))
+    return Made(bundle=write_bundle(folder, manifest, files), prepared=prepared)
+
+
+def _emit(prepared: Prepared, reference: Model, model: Model) -> Iterator[Emission]:
+    """The float reference and the result, in every format of the target, the preferred one first."""
+    target, ports = prepared.target, prepared.job.ports
+    models = (model,) if reference.digest == model.digest else (reference, model)
+    for each in models:
+        for artifact_format in target.formats:
+            if artifact_format == "onnx":
+                yield ort.emit(each, activation=target.activation, ports=ports or "float32")
+            else:
+                yield tflite.emit(each, ports=ports or "integer")
+
+
+def _manifest(prepared: Prepared, steps: tuple[Step, ...], artifacts: tuple[Artifact, ...]) -> Manifest:
+    source, job, data = prepared.source, prepared.job, prepared.calibration
+    return Manifest(
+        edgepipe_version=edgepipe.__version__,
+        model_name=source.model.name,
+        model_source=source.origin,
+        model_digest=source.model.digest,
+        inputs=source.model.inputs,
+        outputs=source.model.outputs,
+        target=prepared.target.name,
+        recipe=prepared.recipe.name,
+        seed=job.seed,
+        calibration=None
+        if data is None
+        else Calibration(source=data.source, digest=data.digest, samples=len(data), random=data.random),
+        steps=steps,
+        artifacts=artifacts,
+        versions=installed_versions(),
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Version of every package with a hand in the result that is installed here."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,83 @@
+"""A change of format alone: the decisions of a quantized model are kept, none are made."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from edgepipe import sources
+from edgepipe.convert import ort, tflite
+from edgepipe.convert.emission import Emission, PortType
+from edgepipe.errors import OutputError, UsageError
+from edgepipe.events import Emit, silent, stage
+from edgepipe.job import SourceSpec
+
+FORMATS = ("tflite", "onnx")
+
+
+def convert(
+    spec: SourceSpec,
+    to: str,
+    output: Path,
+    *,
+    float16: bool = False,
+    ports: PortType | None = None,
+    emit: Emit = silent,
+) -> Emission:
+    """Writes a model in another format.
+
+    Args:
+        spec: The model.
+        to: "tflite" or "onnx".
+        output: The file to write.
+        float16: Store float weights in half precision; TFLite only.
+        ports: Type of a quantized model's inputs and outputs; None for the format's default.
+        emit: Where progress goes.
+
+    Raises:
+        UsageError: An unknown format, or float16 for ONNX.
+        ModelError: The model is unreadable, or holds an op that the format can't express.
+        OutputError: The file can't be written.
+    """
+    if to not in FORMATS:
+        raise UsageError("unknown format", where="--to", got=to, remedy=f"one of {', '.join(FORMATS)}")
+    if float16 and to != "tflite":
+        raise UsageError("--float16 is for TFLite", where="--to", got=to, remedy="use --to tflite")
+    with stage(emit, f"load {spec.model}") as loading:
+        source = sources.load(
+            spec.model,
+            weights=None if spec.weights is None else str(spec.weights),
+            input_shape=spec.input_shape,
+            emit=emit,
+        )
+        loading.detail = str(source.fidelity or "")
+    with stage(emit, f"write {output}"):
+        if to == "tflite":
+            emission = tflite.emit(source.model, float16=float16, ports=ports or "integer")
+        else:
+            emission = ort.emit(source.model, activation="int8", ports=ports or "float32")
+        write_file(output, emission.payload)
+    return emission
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "the file can't be written",
+            where=str(path),
+            got=error.strerror or str(error),
+            remedy="free some space, or name another file",
+        ) from error

