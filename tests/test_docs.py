@@ -67,3 +67,20 @@ def test_changelog_covers_the_version():
 
     headings = re.findall(r"^## (.+)$", text_of("CHANGELOG.md"), re.MULTILINE)
     assert headings[0] == "Unreleased" or headings[0].startswith(edgepipe.__version__)
+
+
+def _layers() -> list[str]:
+    contracts = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    [layers] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    return [re.sub(r"[()]", "", layer) for layer in layers]
+
+
+def test_documented_layers_are_the_enforced_ones():
+    assert "\n".join(_layers()) in text_of("docs/architecture.md")
+
+
+def test_documented_tree_names_every_module():
+    tree = text_of("docs/architecture.md").partition("## Tree")[2].partition("## A pass")[0]
+    entries = {path.name for path in (ROOT / "edgepipe").iterdir() if not path.name.startswith("__")}
+    for name in entries - {"py.typed"}:
+        assert re.search(rf"\b{re.escape(name)}(/| |$)", tree, re.MULTILINE), name
