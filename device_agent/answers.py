@@ -7,7 +7,7 @@ from typing import Union
 
 from device_agent.failures import BadRequest, failure_of
 from device_agent.files import digest_file, free_space, remove, resolve
-from device_agent.host import Host, HostGone
+from device_agent.host import Host
 from device_agent.machine import Machine
 from device_agent.probe import probe
 from device_agent.protocol import (
@@ -52,8 +52,6 @@ def serve(host: Host, root: str) -> int:
 def _conclude(request: Request, host: Host, root: str) -> Event:
     try:
         return answer(request, host, root)
-    except HostGone:
-        raise
     except Exception as error:  # noqa: BLE001  a failure of one request must not end the agent
         return failure_of(error)
 

@@ -158,13 +158,19 @@ def _time_runs(session: Session, prepared: List[Any], request: Bench, emit: Emit
             break
         if end_ns - beat_ns >= _BEAT_NS:
             beat_ns = end_ns
-            emit(Progress("run", runs))
+            emit(Progress("run", runs, _expected_runs(runs, end_ns - window_start_ns, request)))
     after = resource.getrusage(resource.RUSAGE_SELF)
     gc.enable()
     cpu_s = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
     return _Timed(
         latencies_ns, Window(window_start_ns, end_ns), int(cpu_s * 1e9), after.ru_nivcsw - usage.ru_nivcsw
     )
+
+
+def _expected_runs(runs: int, elapsed_ns: int, request: Bench) -> int:
+    """How many there will be, at the pace so far."""
+    expected = max(runs, request.min_runs, runs * request.min_duration_ns // elapsed_ns)
+    return min(expected, request.max_runs) if request.max_runs else expected
 
 
 def _emit_latencies(latencies_ns: Any, emit: Emit) -> None:

@@ -60,6 +60,9 @@ def death_of(returncode: int, oom_kills: Optional[int], log: str) -> Failed:
     if returncode == -9 and oom_kills != 0:
         reason = "the kernel counted such a kill" if oom_kills else "by SIGKILL, which little else sends"
         return Failed("out-of-memory", "the process was killed for want of memory ({})".format(reason), log)
+    if returncode == -9:
+        text = "the process was killed with SIGKILL, and not by the kernel for want of memory"
+        return Failed("crashed", text, log)
     if returncode < 0:
         name = _SIGNALS.get(-returncode, "signal {}".format(-returncode))
         return Failed("crashed", "the process died of {}".format(name), log)

@@ -20,8 +20,11 @@ _BEAT_S = 1.0
 _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
-class HostGone(Exception):
-    """Nobody listens any more; `status` is what the agent shall exit with."""
+class HostGone(BaseException):
+    """Nobody listens any more; `status` is what the agent shall exit with.
+
+    No Exception, so that nothing on the way takes it for the failure of a request.
+    """
 
     def __init__(self, status: int) -> None:
         super().__init__("the host is gone")

@@ -226,7 +226,7 @@ class Progress(NamedTuple):
     Attributes:
         stage: "idle", "load", "warm-up", "run", "verify".
         done: Units finished: runs, samples, or nanoseconds of an idle window.
-        total: Units in all, None where unknown.
+        total: Units in all, None where unknown; for runs an estimate by the pace so far.
     """
 
     stage: str

@@ -1,9 +1,11 @@
-"""Raw tensors without NumPy: sizes, values and comparison."""
+"""Raw tensors without NumPy: sizes, values and comparison.
+
+Files are little-endian and so is every device that the runtimes exist for.
+"""
 
 import array
 import math
 import struct
-import sys
 from typing import List, NamedTuple, Optional, Sequence
 
 from device_agent.records import OutputDifference, Port
@@ -57,8 +59,6 @@ def values_of(tensor: bytes, dtype: str) -> Sequence[float]:
         return struct.unpack("<{}e".format(len(tensor) // 2), tensor)
     values = array.array(_TYPECODES[dtype])
     values.frombytes(tensor)
-    if sys.byteorder == "big":
-        values.byteswap()
     return values
 
 

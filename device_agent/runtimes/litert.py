@@ -66,7 +66,7 @@ class _LiteRtSession(Session):
 
     def prepare(self, tensors: Sequence[bytes]) -> Any:
         return [
-            self._numpy.frombuffer(tensor, _little_endian(self._numpy, port.dtype)).reshape(port.shape)
+            self._numpy.frombuffer(tensor, port.dtype).reshape(port.shape)
             for tensor, port in zip(tensors, self._ports)
         ]
 
@@ -75,12 +75,7 @@ class _LiteRtSession(Session):
             self._interpreter.set_tensor(index, array)
 
     def outputs(self) -> List[bytes]:
-        arrays = (self._interpreter.get_tensor(index) for index in self._outputs)
-        return [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays]
-
-
-def _little_endian(numpy: Any, dtype: str) -> Any:
-    return numpy.dtype(dtype).newbyteorder("<")
+        return [self._interpreter.get_tensor(index).tobytes() for index in self._outputs]
 
 
 def _delegates(interpreter: Any) -> bool:
