@@ -1,9 +1,13 @@
 """What a pip user gets is what the checkout holds: targets, recipes, templates and the agent travel along."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -129,3 +133,44 @@ def test_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path):
     [source] = [path for path in tmp_path.iterdir() if path.name.startswith("edgepipe-")]
     again = files_of(build("wheel", source, tmp_path / "wheel"))
     assert again == files_of(wheel)
+
+
+def third_party_imports() -> dict[str, set[str]]:
+    """Which files import which top-level package that is neither the standard library nor ours."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "edgepipe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                if top not in sys.stdlib_module_names and top not in {"edgepipe", "device_agent"}:
+                    found.setdefault(top, set()).add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_every_import_is_a_declared_requirement():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [
+        *project["dependencies"],
+        *(each for name in extras if name != "dev" for each in extras[name]),
+    ]
+    names = {re.match(r"[\w.-]+", each)[0].lower() for each in declared}
+    distributions = packages_distributions()
+    undeclared = {
+        package: files
+        for package, files in third_party_imports().items()
+        # Namespace packages such as `google` belong to many distributions: one of them must be declared.
+        if not names & {each.lower() for each in distributions.get(package, [package])}
+    }
+    assert not undeclared
+
+
+def test_every_core_requirement_is_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    distributions = packages_distributions()
+    imported = {each.lower() for package in third_party_imports() for each in distributions.get(package, [])}
+    core = {re.match(r"[\w.-]+", each)[0].lower() for each in project["dependencies"]}
+    assert core <= imported
