@@ -273,9 +273,11 @@ def mcnemar(lost: int, gained: int) -> float:
     McNemar 1947, Psychometrika 12, 153-157, with the exact binomial distribution.
     """
     n = lost + gained
-    tail = sum(math.comb(n, k) for k in range(min(lost, gained) + 1))
-    # Integers until the last division: a float could not hold 2**n for many differing samples.
-    return min(1.0, float(2 * tail / 2**n))
+    ways = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(min(lost, gained) + 1)
+    )
+    # As logarithms: neither binomial coefficients nor 2**n of many samples fit a float.
+    return min(1.0, 2 * math.fsum(math.exp(log_ways - n * math.log(2)) for log_ways in ways))
 
 
 def _check_shapes(reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]], data: Dataset) -> None:
