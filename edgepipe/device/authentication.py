@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +44,13 @@ class _Login:
             raise self._failed("then the device hung up") from error
 
     def _try_keys(self) -> bool:
-        for name, key in self._keys():
-            self._tried.append(f"key {name}")
-            if self._attempt(lambda key=key: self._transport.auth_publickey(self._route.user, key)):
-                return True
-            if "publickey" not in self._allowed:
-                return False
+        with closing(self._keys()) as keys:
+            for name, key in keys:
+                self._tried.append(f"key {name}")
+                if self._attempt(lambda key=key: self._transport.auth_publickey(self._route.user, key)):
+                    return True
+                if "publickey" not in self._allowed:
+                    return False
         return False
 
     def _try_none(self) -> bool:
@@ -91,29 +95,22 @@ class _Login:
         self._allowed = list(further or [])
         return bool(self._transport.is_authenticated())
 
-    def _keys(self) -> Iterator[tuple[str, Any]]:
+    def _keys(self) -> Generator[tuple[str, Any], None, None]:
         """Keys with a name for each: those of files first, by the agent where it has them.
 
         Lazily, as a file may need a passphrase.
         """
-        in_agent = {key.get_base64(): key for key in self._agent_keys()}
-        for path in self._route.identity_files:
-            public = _public_part(path)
-            if public in in_agent:
-                yield f"{path.name} (agent)", in_agent.pop(public)
-            elif path.is_file() and (key := self._load_key(path)) is not None:
-                in_agent.pop(key.get_base64(), None)
-                yield path.name, key
-        if not self._route.identities_only:
-            yield from ((f"{key.comment or key.fingerprint} (agent)", key) for key in in_agent.values())
-
-    def _agent_keys(self) -> tuple[Any, ...]:
-        import paramiko
-
-        try:
-            return tuple(paramiko.Agent().get_keys()) if self._options.use_agent else ()
-        except (paramiko.SSHException, OSError):
-            return ()
+        with _agent_keys(self._options.use_agent) as agent_keys:
+            in_agent = {key.get_base64(): key for key in agent_keys}
+            for path in self._route.identity_files:
+                public = _public_part(path)
+                if public in in_agent:
+                    yield f"{path.name} (agent)", in_agent.pop(public)
+                elif path.is_file() and (key := self._load_key(path)) is not None:
+                    in_agent.pop(key.get_base64(), None)
+                    yield path.name, key
+            if not self._route.identities_only:
+                yield from ((f"{key.comment or key.fingerprint} (agent)", key) for key in in_agent.values())
 
     def _load_key(self, path: Path) -> Any:
         import paramiko
@@ -146,6 +143,35 @@ class _Login:
             + (f". The device takes: {methods}" if methods else ""),
             remedy=f"put a key there with `ssh-copy-id {self._route.host}`, or name the right key or user",
         )
+
+
+@contextmanager
+def _agent_keys(wanted: bool) -> Iterator[tuple[Any, ...]]:
+    """The keys of the ssh-agent, which must stay connected while they are used; none without one."""
+    import paramiko
+
+    if not wanted or not _agent_answers():
+        yield ()
+        return
+    try:
+        agent = paramiko.Agent()
+    except (paramiko.SSHException, OSError):
+        yield ()
+        return
+    try:
+        yield agent.get_keys()
+    finally:
+        agent.close()
+
+
+def _agent_answers() -> bool:
+    """Whether SSH_AUTH_SOCK leads anywhere: where it does not, paramiko leaks a socket."""
+    with socket.socket(socket.AF_UNIX) as link:
+        try:
+            link.connect(os.environ.get("SSH_AUTH_SOCK", ""))
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 def _public_part(path: Path) -> str:

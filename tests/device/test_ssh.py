@@ -20,11 +20,6 @@ from edgepipe.errors import AuthenticationFailed, HostKeyChanged, HostKeyUnknown
 SECRET = "correct-horse-battery"
 
 
-def keygen(path, *, kind="ed25519", passphrase=""):
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", path], check=True)
-    return path
-
-
 def changed(device, **fields):
     return msgspec.structs.replace(device.ssh_options, **fields)
 
@@ -143,7 +138,7 @@ def test_names_are_hidden_where_the_configuration_says_so(device, tmp_path):
 
 @pytest.mark.parametrize("accept", [False, True])
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
-def test_a_changed_host_key_is_always_refused(device, tmp_path, accept, kind):
+def test_a_changed_host_key_is_always_refused(device, tmp_path, accept, kind, keygen):
     other = keygen(tmp_path / "other", kind=kind).with_name("other.pub").read_text()
     known_hosts = tmp_path / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{device.host.port} {other}")
@@ -161,7 +156,7 @@ def test_a_revoked_host_key_is_refused(device, tmp_path):
         connect(device.host, changed(device, known_hosts_path=known_hosts, accept_new_host_key=True))
 
 
-def test_the_key_type_that_is_known_is_asked_for(start_openssh, tmp_path):
+def test_the_key_type_that_is_known_is_asked_for(start_openssh, tmp_path, keygen):
     rsa = keygen(tmp_path / "rsa_host", kind="rsa")
     server = start_openssh(HostKey=f"{tmp_path}/rsa_host\nHostKey {tmp_path}/sshd0/host_key")
     (server.folder / "known_hosts").write_text(
@@ -175,7 +170,7 @@ def test_the_key_type_that_is_known_is_asked_for(start_openssh, tmp_path):
 # --- logging in -------------------------------------------------------------------------------------
 
 
-def test_a_wrong_key(device, tmp_path):
+def test_a_wrong_key(device, tmp_path, keygen):
     wrong = keygen(tmp_path / "wrong_key")
     with pytest.raises(AuthenticationFailed) as error:
         connect(device.host, changed(device, identity_files=(wrong,)))
@@ -201,13 +196,13 @@ def test_a_key_that_is_none(device, tmp_path):
     assert "bad_key" in error.value.got
 
 
-def test_a_wrong_key_before_the_right_one(openssh, tmp_path):
+def test_a_wrong_key_before_the_right_one(openssh, tmp_path, keygen):
     wrong = keygen(tmp_path / "wrong_key")
     assert_works(openssh.host, changed(openssh, identity_files=(wrong, tmp_path / "absent", openssh.key)))
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
-def test_an_encrypted_key_asks_for_its_passphrase(openssh, tmp_path, kind):
+def test_an_encrypted_key_asks_for_its_passphrase(openssh, tmp_path, kind, keygen):
     key = keygen(tmp_path / "locked_key", kind=kind, passphrase=SECRET)
     with authorized(openssh, key):
         asked = []
@@ -269,7 +264,7 @@ def test_a_key_of_the_agent(device, ssh_agent, tmp_path):
         connect(device.host, msgspec.structs.replace(options, use_agent=False))
 
 
-def test_the_agent_spares_the_passphrase(openssh, ssh_agent, tmp_path):
+def test_the_agent_spares_the_passphrase(openssh, ssh_agent, tmp_path, keygen):
     plain = keygen(tmp_path / "key")
     ssh_agent(plain)
     subprocess.run(
@@ -400,7 +395,7 @@ def test_nobody_is_asked_where_nobody_can_answer(embedded, password_server, tmp_
     assert server.tries == []
 
 
-def test_nobody_is_asked_in_vain(openssh, tmp_path):
+def test_nobody_is_asked_in_vain(openssh, tmp_path, keygen):
     wrong = keygen(tmp_path / "wrong_key")
     options = changed(openssh, identity_files=(wrong,), prompt=lambda text: pytest.fail("asked for " + text))
     with pytest.raises(AuthenticationFailed):

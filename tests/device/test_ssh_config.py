@@ -100,16 +100,15 @@ def test_no_configuration_at_all(tmp_path):
 
 def test_known_hosts_and_its_name(tmp_path):
     (tmp_path / "config").write_text(
-        f"Host a\n HostKeyAlias Board-A\n UserKnownHostsFile {tmp_path}/one {tmp_path}/two\n HashKnownHosts yes\n"
+        "Host a\n HostKeyAlias Board-A\n HashKnownHosts yes\n"
+        f" UserKnownHostsFile {tmp_path}/one {tmp_path}/two\n"
     )
     route = resolve(Host(hostname="a", port=2222), SshOptions(config_path=tmp_path / "config"))
     assert route.known_name == "board-a"
     assert route.known_hosts[:2] == (tmp_path / "one", tmp_path / "two")
     assert route.hash_known_hosts
-    assert (
-        resolve(Host(hostname="b", port=2222), SshOptions(config_path=tmp_path / "config")).known_name
-        == "[b]:2222"
-    )
+    other = resolve(Host(hostname="b", port=2222), SshOptions(config_path=tmp_path / "config"))
+    assert other.known_name == "[b]:2222"
 
 
 @pytest.mark.parametrize("text", ["Host\n", "Port twentytwo\n", "ProxyJump a b c\n"])
