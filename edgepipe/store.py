@@ -22,7 +22,7 @@ import msgspec
 
 from edgepipe.bundle import Artifact, Calibration, Step
 from edgepipe.errors import OutputError, RunNotFound
-from edgepipe.evaluate import Evaluation
+from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
 from edgepipe.sources.source import Fidelity
 
@@ -86,6 +86,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         versions: Version of every package that had a hand in it.
         reference: The float model evaluated on the same samples.
         results: One for each artifact.
+        agreement: Top-1 agreement of quantized artifacts with one another, by "a = b".
     """
 
     schema: int = SCHEMA
@@ -111,6 +112,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
     reference: Evaluation | None = None
     results: tuple[ArtifactResult, ...] = ()
+    agreement: dict[str, Estimate] = {}
 
     @property
     def device_name(self) -> str:

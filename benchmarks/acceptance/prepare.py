@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def cases(root: Path) -> list[Case]:
-    """The cases that `root`, a folder laid out as docs/benchmarks.md says, holds the files for."""
+    """The cases that `root`, laid out as the README beside this file says, holds the files for."""
     here = Path(__file__).parent
     return [
         Case("DS-CNN keyword spotting", [str(root / "kws_ref_model_float32.tflite")], lambda: _keywords(root)),
@@ -60,7 +60,11 @@ def _keywords(root: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _photos(
-    root: Path, scale: Callable[[NDArray[np.float32]], NDArray[np.float32]], *, channels_first: bool, background: int
+    root: Path,
+    scale: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    *,
+    channels_first: bool,
+    background: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     paths = sorted((root / "imagenet500").glob("*/*.jpg"))
     images = []

@@ -16,6 +16,7 @@ from edgepipe.bundle import Bundle, read_bundle
 from edgepipe.device.push import push as push_bundle
 from edgepipe.events import Emit, silent
 from edgepipe.job import Effort, Job, Place
+
 # TEMP
 from edgepipe.store import ArtifactResult, DataUse, Run, new_run_id, save_run
 from edgepipe.target import load_target
@@ -174,7 +175,9 @@ def _with_evaluation(run: Run, prepared: Prepared, judged: Judged | None) -> Run
         for result in run.results
     )
     use = DataUse(source=data.source, digest=data.digest, samples=len(data), random=data.random)
-    return msgspec.structs.replace(run, reference=judged.reference, results=results, data=use)
+    return msgspec.structs.replace(
+        run, reference=judged.reference, agreement=judged.agreement, results=results, data=use
+    )
 
 
 def _keep(run: Run, store: Path) -> Run:
