@@ -110,7 +110,11 @@ class Builder:
         return views[wanted]
 
     def program(self, inputs: tuple[tuple[str, int], ...], outputs: tuple[tuple[str, int], ...]) -> Program:
-        """What was built, with its ports."""
+        """What was built, with its ports; their tensors get the ports' names where those are free."""
+        for name, index in outputs:
+            if name not in self._names:
+                self._names[name] = 1
+                self._tensors[index] = msgspec.structs.replace(self._tensors[index], name=name)
         return Program(tuple(self._tensors), tuple(self._operators), inputs, outputs)
 
     def reshape(self, source: Tensor, result: Tensor) -> None:

@@ -59,7 +59,7 @@ def _spread_grids(graph: Graph) -> Graph:
 
 
 def _fold_normalizations(graph: Graph) -> Graph:
-    """BatchNormalization into the Conv before it, or as a Mul and an Add where none stands there."""
+    """BatchNormalization into the Conv or Gemm before it, or as a Mul and an Add where none stands there."""
     makers, private, values = graph.makers(), graph.private(), dict(graph.values)
     replaced: dict[str, Node] = {}
     nodes: list[Node] = []
@@ -74,7 +74,7 @@ def _fold_normalizations(graph: Graph) -> Graph:
         shift = bias - mean * factor
         maker = makers.get(node.inputs[0])
         if maker is not None and _folds_scale(maker, node.inputs[0], values, private):
-            replaced[maker.outputs[0]] = _scaled_conv(maker, node, values, factor, shift)
+            replaced[maker.outputs[0]] = _scaled(maker, node, values, (factor, shift))
         else:
             nodes += _affine(node, values, factor, shift)
     nodes = [replaced.get(node.outputs[0], node) for node in nodes]
@@ -84,18 +84,22 @@ def _fold_normalizations(graph: Graph) -> Graph:
 def _folds_scale(maker: Node, name: str, values: dict[str, Value], private: set[str]) -> bool:
     constants = [values[source] for source in maker.inputs[1:] if source]
     free = all(value.data is not None and value.grid is None for value in constants)
-    return maker.op == "Conv" and name in private and values[name].grid is None and free
+    plain = all(maker.settings.get(key, 1.0) == 1.0 for key in ("alpha", "beta"))
+    return maker.op in {"Conv", "Gemm"} and plain and name in private and values[name].grid is None and free
 
 
-def _scaled_conv(conv: Node, norm: Node, values: dict[str, Value], factor: Array, shift: Array) -> Node:
-    weight = values[conv.inputs[1]].real().astype(np.float64)
-    weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    if len(conv.inputs) > 2:
-        shift = shift + values[conv.inputs[2]].real() * factor
+def _scaled(node: Node, norm: Node, values: dict[str, Value], affine: tuple[Array, Array]) -> Node:
+    """The Conv or Gemm with each output channel times a factor, plus a shift: float64 [channels] both."""
+    factor, shift = affine
+    weight = values[node.inputs[1]].real().astype(np.float64)
+    axis = 0 if node.op == "Conv" or node.settings.get("transB", 0) else 1
+    weight = weight * factor.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
+    if len(node.inputs) > 2:
+        shift = shift + values[node.inputs[2]].real() * factor
     names = (f"{norm.outputs[0]}/weight", f"{norm.outputs[0]}/bias")
     for name, data in zip(names, (weight, shift), strict=True):
         values[name] = _float_constant(name, data)
-    return msgspec.structs.replace(conv, inputs=(conv.inputs[0], *names), outputs=norm.outputs[:1])
+    return msgspec.structs.replace(node, inputs=(node.inputs[0], *names), outputs=norm.outputs[:1])
 
 
 def _affine(node: Node, values: dict[str, Value], factor: Array, shift: Array) -> list[Node]:

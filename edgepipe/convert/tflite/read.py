@@ -63,7 +63,7 @@ class _Reader:
     def __init__(self, model: Model) -> None:
         from onnx import numpy_helper
 
-        self.proto = model.to_onnx()
+        self.proto = _inlined(model.to_onnx())
         self.opset = max(
             (o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), default=1
         )
@@ -253,6 +253,15 @@ def _static(proto: onnx.NodeProto, found: onnx.TypeProto | None) -> tuple[tuple[
         raise _refusal(proto, "its output shape depends on data")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return tuple(size.dim_value for size in tensor.shape.dim), dtype
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its own functions written out."""
+    if not proto.functions:
+        return proto
+    from onnx.inliner import inline_local_functions
+
+    return inline_local_functions(proto)
 
 
 def _frozen(name: str, shape: tuple[int | None, ...]) -> tuple[int, ...]:

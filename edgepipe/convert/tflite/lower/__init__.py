@@ -10,6 +10,7 @@ from edgepipe.convert.tflite.layout import Layout, input_layouts, plain
 from edgepipe.convert.tflite.lower import activation, conv, dense, elementwise, pool, reduce, shape
 from edgepipe.convert.tflite.lower.site import Rule, Site, computes_on_integers, refusal
 from edgepipe.convert.tflite.program import Program, Tensor
+from edgepipe.errors import ModelError
 
 RULES: dict[str, Rule] = {
     **activation.RULES,
@@ -44,7 +45,7 @@ def lower(
     for node in graph.nodes:
         rule = RULES.get(node.op)
         if rule is None:
-            raise refusal(node, "no lowering of it exists")
+            raise refusal(node, "edgepipe does not know how to write it")
         rule.lowering(Site(node, builder, integer=computes_on_integers(node, rule, graph.values)))
     outputs: list[tuple[str, Tensor, Layout]] = []
     for name, source in graph.outputs:
@@ -56,6 +57,10 @@ def lower(
 
 def _output(builder: Builder, value: Value, ports: PortType) -> tuple[Tensor, Layout]:
     """The tensor of a result: channels may lie last, but flattened features are put in order."""
+    if value.data is not None:
+        raise ModelError(
+            "an output of the model is constant", where=value.name, remedy="leave it out when exporting"
+        )
     layout = builder.first(value.name).layout
     if layout.sizes:
         layout = plain(len(value.shape))

@@ -26,6 +26,26 @@ def lower_arithmetic(site: Site, code: str, table: str) -> None:
     site.builder.operator(code, operands, [site.define(layout)], fields)
 
 
+def lower_division(site: Site) -> None:
+    """Div: on int8, where TFLite has none, a MUL by the reciprocal of a constant scalar."""
+    if not site.integer:
+        return lower_arithmetic(site, "DIV", "DivOptions")
+    layout = shared_layout(site)
+    reciprocal = site.scalar("reciprocal", 1 / float(site.value(1).real().reshape(())))
+    fields = options("MulOptions", fusedActivationFunction=site.node.activation)
+    return site.builder.operator("MUL", [site.operand(0, layout), reciprocal], [site.define(layout)], fields)
+
+
+def lower_sum(site: Site) -> None:
+    """Sum of two; of one, nothing is written."""
+    if len(site.node.inputs) == 1:
+        site.alias(site.layout(), site.read())
+    elif len(site.node.inputs) == 2:
+        lower_arithmetic(site, "ADD", "AddOptions")
+    else:
+        raise site.refuse("it adds more than two tensors", "add them in pairs, so that each sum has a scale")
+
+
 def lower_extremum(site: Site, code: str) -> None:
     """Max, Min: all inputs on the grid of the output; more than two are taken in turn."""
     layout = shared_layout(site)
@@ -44,10 +64,10 @@ def lower_extremum(site: Site, code: str) -> None:
         left = result
 
 
-def lower_unary(site: Site, code: str, table: str) -> None:
+def lower_unary(site: Site, code: str, table: str | None) -> None:
     """A function of each element, in the layout that the input has."""
     layout = site.layout()
-    site.builder.operator(code, [site.read()], [site.define(layout)], options(table))
+    site.builder.operator(code, [site.read()], [site.define(layout)], options(table) if table else None)
 
 
 def lower_requantize(site: Site) -> None:
@@ -57,13 +77,16 @@ def lower_requantize(site: Site) -> None:
 
 RULES = {
     "Add": Rule(partial(lower_arithmetic, code="ADD", table="AddOptions")),
+    "Sum": Rule(lower_sum),
     "Sub": Rule(partial(lower_arithmetic, code="SUB", table="SubOptions")),
     "Mul": Rule(partial(lower_arithmetic, code="MUL", table="MulOptions")),
-    "Div": Rule(partial(lower_arithmetic, code="DIV", table="DivOptions"), integer=False),
+    "Div": Rule(lower_division, scalars=(1,)),
     "Max": Rule(partial(lower_extremum, code="MAXIMUM")),
     "Min": Rule(partial(lower_extremum, code="MINIMUM")),
     "Abs": Rule(partial(lower_unary, code="ABS", table="AbsOptions"), integer=False),
     "Exp": Rule(partial(lower_unary, code="EXP", table="ExpOptions"), integer=False),
+    "Log": Rule(partial(lower_unary, code="LOG", table=None), integer=False),
     "Neg": Rule(partial(lower_unary, code="NEG", table="NegOptions"), integer=False),
+    "Sqrt": Rule(partial(lower_unary, code="SQRT", table=None), integer=False),
     "Requantize": Rule(lower_requantize),
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import numpy as np
 
+from edgepipe.convert.tflite.graph import Array, Grid
 from edgepipe.convert.tflite.layout import channels_last
-from edgepipe.convert.tflite.lower.site import Rule, Site, options
+from edgepipe.convert.tflite.lower.site import Rule, Site, on_grid, options
 from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
 from edgepipe.convert.tflite.program import Tensor
 
@@ -47,18 +50,32 @@ def lower_average_pool(site: Site) -> None:
     if (wanted == real).all():
         _write(site, "AVERAGE_POOL_2D", source, frame)
     else:
-        raise site.refuse("its pads are left out of the average, in a way that TFLite's SAME is not")
+        _write_corrected(site, source, frame, real / wanted)
 
 
-def lower_global_average_pool(site: Site) -> None:
-    """GlobalAveragePool: a MEAN over height and width, which on int8 may change the grid."""
+def _write_corrected(site: Site, source: Tensor, frame: Window, correction: Array) -> None:
+    """An average over all taps, times a constant float [height, width] for each place."""
+    if site.node.activation != "NONE":
+        raise site.refuse("it corrects for pads, with an activation behind")
+    with spatial_output(site) as result:
+        average = site.builder.like(source, f"{result.name}/average", result.shape)
+        _pool(site, "AVERAGE_POOL_2D", source, average, frame)
+        factor = correction[None, :, :, None].astype(np.float32)
+        grid = Grid((float(np.float32(factor.max() / 127)),), (0,)) if site.integer else None
+        data = factor if grid is None else on_grid(factor, grid)
+        constant = site.builder.constant(f"{result.name}/correction", data, grid)
+        table = options("MulOptions", fusedActivationFunction="NONE")
+        site.builder.operator("MUL", [average, constant], [result], table)
+
+
+def lower_global_pool(site: Site, code: str, *, same_grid: bool) -> None:
+    """GlobalAveragePool, GlobalMaxPool: a reduction over all spatial axes; a MEAN may change the grid."""
     rank = len(site.value().shape)
     layout = channels_last(rank)
     axes = site.integers("axes", range(1, rank - 1))
     source = site.read(0, layout)
-    site.builder.operator(
-        "MEAN", [source, axes], [site.define(layout)], options("ReducerOptions", keepDims=True)
-    )
+    result = site.define(layout, grid=source.grid if same_grid else None)
+    site.builder.operator(code, [source, axes], [result], options("ReducerOptions", keepDims=True))
 
 
 def _frame(site: Site) -> Window:
@@ -69,6 +86,11 @@ def _frame(site: Site) -> Window:
 
 
 def _write(site: Site, code: str, source: Tensor, frame: Window) -> None:
+    with spatial_output(site, grid=source.grid) as result:
+        _pool(site, code, source, result, frame)
+
+
+def _pool(site: Site, code: str, source: Tensor, result: Tensor, frame: Window) -> None:
     fields = options(
         "Pool2DOptions",
         padding=frame.padding,
@@ -78,12 +100,12 @@ def _write(site: Site, code: str, source: Tensor, frame: Window) -> None:
         filterWidth=frame.width.taps,
         fusedActivationFunction=site.node.activation,
     )
-    with spatial_output(site, grid=source.grid) as result:
-        site.builder.operator(code, [source], [result], fields)
+    site.builder.operator(code, [source], [result], fields)
 
 
 RULES = {
     "MaxPool": Rule(lower_max_pool),
     "AveragePool": Rule(lower_average_pool),
-    "GlobalAveragePool": Rule(lower_global_average_pool),
+    "GlobalAveragePool": Rule(partial(lower_global_pool, code="MEAN", same_grid=False)),
+    "GlobalMaxPool": Rule(partial(lower_global_pool, code="REDUCE_MAX", same_grid=True)),
 }

@@ -154,12 +154,14 @@ class Rule(msgspec.Struct, frozen=True):
         integer: Whether TFLite has it on int8; it is computed in float otherwise.
         weights: Constant inputs that the lowering brings onto a grid of its own: biases.
         per_channel: Constant inputs that may have one step for each channel.
+        scalars: Inputs that int8 needs to be constant scalars.
     """
 
     lowering: Lowering
     integer: bool = True
     weights: tuple[int, ...] = ()
     per_channel: tuple[int, ...] = ()
+    scalars: tuple[int, ...] = ()
 
 
 def computes_on_integers(node: Node, rule: Rule, values: dict[str, Value]) -> bool:
@@ -172,6 +174,8 @@ def computes_on_integers(node: Node, rule: Rule, values: dict[str, Value]) -> bo
 def _fits(value: Value, index: int, rule: Rule) -> bool:
     if value.data is not None and (index in rule.weights or value.data.size == 1):
         return True
+    if index in rule.scalars:
+        return False
     return value.grid is not None and (value.grid.axis is None or index in rule.per_channel)
 
 
