@@ -150,6 +150,11 @@ def third_party_imports() -> dict[str, set[str]]:
     return found
 
 
+def canonical(requirement: str) -> str:
+    """The name of a requirement as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
 def test_every_import_is_a_declared_requirement():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -157,13 +162,13 @@ def test_every_import_is_a_declared_requirement():
         *project["dependencies"],
         *(each for name in extras if name != "dev" for each in extras[name]),
     ]
-    names = {re.match(r"[\w.-]+", each)[0].lower() for each in declared}
+    names = set(map(canonical, declared))
     distributions = packages_distributions()
     undeclared = {
         package: files
         for package, files in third_party_imports().items()
         # Namespace packages such as `google` belong to many distributions: one of them must be declared.
-        if not names & {each.lower() for each in distributions.get(package, [package])}
+        if not names & set(map(canonical, distributions.get(package, [package])))
     }
     assert not undeclared
 
@@ -171,6 +176,7 @@ def test_every_import_is_a_declared_requirement():
 def test_every_core_requirement_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     distributions = packages_distributions()
-    imported = {each.lower() for package in third_party_imports() for each in distributions.get(package, [])}
-    core = {re.match(r"[\w.-]+", each)[0].lower() for each in project["dependencies"]}
-    assert core <= imported
+    imported = {
+        canonical(each) for package in third_party_imports() for each in distributions.get(package, [])
+    }
+    assert set(map(canonical, project["dependencies"])) <= imported
