@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Fidelity", "Kind", "Source", "load"]
 
-READABLE = "edgepipe reads .onnx, .tflite, .pt2 (torch.export), file.py:factory (torch), .keras, .h5 and SavedModel folders"
+READABLE = (
+    "edgepipe reads .onnx, float .tflite, .pt2 (torch.export), file.py:factory (PyTorch code), .keras, .h5, "
+    "SavedModel folders"
+)
 CHECKPOINTS = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"}
 
 

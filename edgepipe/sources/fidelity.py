@@ -98,6 +98,11 @@ class Trial:
         )
 
 
+def make_inputs(inputs: Sequence[TensorSpec], rng: np.random.Generator) -> Tensors:
+    """One random array for each input, batch 1 where it is free: standard normal, or 0 and 1."""
+    return [_random(spec, rng) for spec in inputs]
+
+
 def run_onnx(payload: bytes, feeds: Sequence[Tensors]) -> list[Tensors]:
     """Runs a serialized ONNX model with ONNX Runtime on the CPU, one thread."""
     session = open_session(payload, "onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
@@ -60,6 +61,27 @@ def strip_traces(proto: onnx.ModelProto) -> None:
     for function in proto.functions:
         function.ClearField("doc_string")
         function.ClearField("metadata_props")
+
+
+def read_converted(path: Path) -> onnx.ModelProto:
+    """Reads what a converter wrote, tidied."""
+    import onnx
+
+    return tidy_converted(onnx.load(path))
+
+
+def tidy_converted(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes a converter's traces, in place: one free batch, called "batch", and no unused op set."""
+    strip_traces(proto)
+    used = {node.domain for node in proto.graph.node}
+    kept = [entry for entry in proto.opset_import if entry.domain in used | {""}]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    for value in (*proto.graph.input, *proto.graph.output):
+        sizes = value.type.tensor_type.shape.dim
+        if sizes and sizes[0].HasField("dim_param"):
+            sizes[0].dim_param = "batch"
+    return proto
 
 
 def check_valid(proto: onnx.ModelProto, where: str) -> None:
