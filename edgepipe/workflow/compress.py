@@ -11,7 +11,7 @@ import msgspec
 
 import edgepipe
 from edgepipe import golden, pipeline
-from edgepipe.bundle import Artifact, Bundle, Calibration, Manifest, Step, write_bundle
+from edgepipe.bundle import Artifact, ArtifactFormat, Bundle, Calibration, Manifest, Step, write_bundle
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.emission import Emission
 from edgepipe.events import Emit, silent, stage
@@ -82,14 +82,21 @@ def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path |
 
 def _emit(prepared: Prepared, reference: Model, model: Model) -> Iterator[Emission]:
     """The float reference and the result, in every format of the target, the preferred one first."""
-    target, ports = prepared.target, prepared.job.ports
-    models = (model,) if reference.digest == model.digest else (reference, model)
-    for each in models:
-        for artifact_format in target.formats:
-            if artifact_format == "onnx":
-                yield ort.emit(each, activation=target.activation, ports=ports or "float32")
-            else:
-                yield tflite.emit(each, ports=ports or "integer")
+    for artifact_format in prepared.target.formats:
+        yield _write(prepared, reference, artifact_format)
+    if model.digest != reference.digest:
+        for artifact_format in prepared.target.formats:
+            yield _write(prepared, model, artifact_format)
+    elif prepared.recipe.precision == "float16" and "tflite" in prepared.target.formats:
+        # ONNX Runtime's CPU kernels would compute float16 by casting: only TFLite gains by it.
+        yield tflite.emit(model, float16=True)
+
+
+def _write(prepared: Prepared, model: Model, artifact_format: ArtifactFormat) -> Emission:
+    ports = prepared.job.ports
+    if artifact_format == "onnx":
+        return ort.emit(model, activation=prepared.target.activation, ports=ports or "float32")
+    return tflite.emit(model, ports=ports or "integer")
 
 
 def _manifest(prepared: Prepared, steps: tuple[Step, ...], artifacts: tuple[Artifact, ...]) -> Manifest:
