@@ -53,9 +53,8 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         channels = CHANNELS[self.color]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in {1, channels}:
-                raise ValueError(
-                    f"`{name}` needs 1 or {channels} numbers for {self.color}, not {len(values)}"
-                )
+                allowed = " or ".join(map(str, sorted({1, channels})))
+                raise ValueError(f"`{name}` needs {allowed} numbers for {self.color}, not {len(values)}")
         if min(self.std, default=0) <= 0:
             raise ValueError("`std` must be above 0")
 
