@@ -1,6 +1,14 @@
-"""Tiny models that every test folder may use; each builder returns an `Emission`. Hypothesis' settings."""
+"""What every test folder may use: tiny models (each builder returns an `Emission`), OpenSSH's sshd on the
+loopback, a look at what still runs. Hypothesis' settings."""
 
+import contextlib
+import getpass
 import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -8,6 +16,10 @@ import pytest
 
 from edgepipe.bundle import Port
 from edgepipe.convert.emission import Emission
+from edgepipe.device.ssh_config import SshOptions
+from edgepipe.device.transport import Host
+
+SSHD = Path("/usr/sbin/sshd")
 
 # No deadline: examples share their cores with other workers. On CI the same examples each time, so that a red
 # build is red for a reason in the change.
@@ -87,3 +99,146 @@ def tiny_tflite():
         )
 
     return build
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def make_key(path, *, kind="ed25519", passphrase=""):
+    """Makes a key pair by OpenSSH: small, and with its passphrase stretched little, for speed."""
+    size = ["-b", "2048"] if kind == "rsa" else []
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", kind, *size, "-a", "1", "-N", passphrase, "-f", path], check=True
+    )
+    return path
+
+
+@pytest.fixture
+def keygen():
+    """`make_key`."""
+    return make_key
+
+
+class OpenSsh:
+    """An sshd of this machine's OpenSSH, with its own keys, whose one user's home is `root`."""
+
+    def __init__(self, folder, **settings):
+        if not SSHD.exists():
+            pytest.skip("needs OpenSSH's server: apt-get install openssh-server")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.root = folder, folder / "home"
+        self.root.mkdir()
+        self.key = make_key(folder / "user_key")
+        self.host_key = make_key(folder / "host_key")
+        shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+        self.port = free_port()
+        self._settings = settings
+        self.write_known_hosts()
+        self.start()
+
+    def write_known_hosts(self):
+        public = self.host_key.with_name("host_key.pub").read_text()
+        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}")
+
+    @property
+    def host(self):
+        return Host(hostname="127.0.0.1", user=getpass.getuser(), port=self.port)
+
+    @property
+    def ssh_options(self):
+        return SshOptions(
+            config_path=self.folder / "ssh_config",
+            known_hosts_path=self.folder / "known_hosts",
+            identity_files=(self.key,),
+            use_agent=False,
+            connect_timeout_s=10,
+        )
+
+    def start(self):
+        settings = {
+            "Port": self.port,
+            "ListenAddress": "127.0.0.1",
+            "HostKey": self.host_key,
+            "AuthorizedKeysFile": self.folder / "authorized_keys",
+            "PidFile": "none",
+            "StrictModes": "no",
+            "UsePAM": "no",
+            "PasswordAuthentication": "no",
+            "KbdInteractiveAuthentication": "no",
+            "PermitRootLogin": "yes",
+            "MaxStartups": "100",
+            "SetEnv": f"HOME={self.root}",
+            "ForceCommand": 'cd "$HOME" && exec sh -c "$SSH_ORIGINAL_COMMAND"',
+            **self._settings,
+        }
+        config = self.folder / "sshd_config"
+        config.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        with (self.folder / "log").open("wb") as log:
+            self._server = subprocess.Popen(
+                [SSHD, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=log
+            )
+        for _ in range(200):
+            with (
+                contextlib.suppress(ConnectionRefusedError),
+                socket.create_connection(("127.0.0.1", self.port)),
+            ):
+                return
+            time.sleep(0.02)
+        pytest.fail("sshd does not start: " + (self.folder / "log").read_text())
+
+    def stop(self):
+        self._server.terminate()
+        self._server.wait()
+
+
+@pytest.fixture(scope="session")
+def openssh(tmp_path_factory):
+    server = OpenSsh(tmp_path_factory.mktemp("sshd"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def start_openssh(tmp_path):
+    """Starts an sshd with settings of its own, stopped after the test."""
+    started = []
+
+    def start(**settings):
+        started.append(OpenSsh(tmp_path / f"sshd{len(started)}", **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def processes_naming(text):
+    """Processes of this machine whose command line holds `text`, this one left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if text.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def eventually(condition, seconds=10):
+    """Waits until the condition holds; gives whether it came to that."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def no_process_names():
+    """Asserts that within seconds no process names a text any more."""
+    return lambda text: eventually(lambda: not processes_naming(text))

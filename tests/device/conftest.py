@@ -1,7 +1,6 @@
 """Devices on the loopback: OpenSSH's sshd, and the embedded device; and a place to cut wires."""
 
 import contextlib
-import os
 import shutil
 import socket
 import threading
