@@ -1,0 +1,392 @@
+"""What the terminal shows of runs, bundles and devices, as rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from device_agent import protocol
+from edgepipe.bundle import Artifact, Bundle
+from edgepipe.convert.emission import Emission
+from edgepipe.evaluate import Estimate, Evaluation
+from edgepipe.report import text
+from edgepipe.report.compare import ArtifactComparison, RunComparison, compare
+from edgepipe.report.view import MARKS, RunView, view_of
+from edgepipe.store import Run, RunSummary
+from edgepipe.units import format_bytes, format_ns
+
+__all__ = [
+    "bundle_summary",
+    "compare",
+    "comparison_table",
+    "deploy_summary",
+    "emission_data",
+    "emission_summary",
+    "evaluation_table",
+    "facts_table",
+    "push_summary",
+    "runs_table",
+]
+
+REPORT = "report.html"
+_STYLES = {"VALID": "bold green", "INVALID": "bold red", "NOT MEASURED": "bold yellow"}
+
+
+class Judged(Protocol):
+    """Evaluations of artifacts beside that of the float model."""
+
+    reference: Evaluation
+    artifacts: dict[str, Evaluation]
+    agreement: dict[str, Estimate]
+
+
+class Pushed(Protocol):
+    """A bundle on a device."""
+
+    host: str
+    folder: str
+    bundle_digest: str
+    agent_digest: str
+
+
+def deploy_summary(run: Run, store: Path) -> RenderableType:
+    """A run: one row an artifact, then what to know of the figures, then where everything lies."""
+    view = view_of(run)
+    parts: list[RenderableType] = [_headline(view), Text()]
+    parts += [_host_table(view), *(_agreement(run)), _device_table(view)]
+    parts += _findings(view)
+    parts.append(_provenance(run, store))
+    return Group(*parts)
+
+
+def bundle_summary(bundle: Bundle) -> RenderableType:
+    """A bundle: one row an artifact, and the passes that made them."""
+    manifest = bundle.manifest
+    table = _table("artifact", ">size", "inputs", "operators", "needs")
+    for artifact in manifest.artifacts:
+        table.add_row(
+            Text(artifact.name, "bold"), format_bytes(artifact.size_bytes), _ports(artifact),
+            _counts(artifact.op_counts), _pairs(artifact.needs, " ≥ "),
+        )  # fmt: skip
+    steps = _table("step", ">before", ">after", ">SQNR", ">seconds")
+    for step in manifest.steps:
+        sqnr = text.NONE if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
+        seconds = "cached" if step.cached else f"{step.seconds:.1f}"
+        before, after = format_bytes(step.size_in_bytes), format_bytes(step.size_out_bytes)
+        steps.add_row(step.use, before, after, sqnr, seconds)
+    head = Text.assemble(
+        (manifest.model_name, "bold"),
+        f" for {manifest.target}, recipe {manifest.recipe}, seed {manifest.seed}",
+    )
+    parts: list[RenderableType] = [head, table, steps]
+    if manifest.calibration and manifest.calibration.random:
+        parts.append(Text("calibrated on random data: unfit for accuracy claims", "bold red"))
+    parts.append(Text(f"{bundle.folder}  sha256 {bundle.digest[:12]}", "dim"))
+    return Group(*parts)
+
+
+def emission_summary(emission: Emission, output: Path) -> RenderableType:
+    """A converted file."""
+    return Text.assemble(
+        (str(output), "bold"),
+        f"  {emission.name}, {format_bytes(len(emission.payload))}\n",
+        (f"{_counts(emission.op_counts)}\nneeds {_pairs(emission.needs, ' ≥ ')}", "dim"),
+    )
+
+
+def emission_data(emission: Emission, output: Path) -> dict[str, Any]:
+    """A converted file as JSON."""
+    from edgepipe.model import digest_bytes
+
+    return {
+        "file": str(output),
+        "format": emission.format,
+        "precision": emission.precision,
+        "size_bytes": len(emission.payload),
+        "digest": digest_bytes(emission.payload),
+        "op_counts": emission.op_counts,
+        "needs": emission.needs,
+    }
+
+
+def evaluation_table(judged: Judged) -> RenderableType:
+    """Evaluations on this machine: the float model first, then one row an artifact."""
+    table = _table("artifact", ">accuracy %", ">against float", ">agreement %", ">SQNR", ">max error")
+    table.add_row("float", *_evaluation_cells(judged.reference, reference=True), text.NONE)
+    for name, evaluation in judged.artifacts.items():
+        errors = [output.max_abs_error for output in evaluation.fidelity if output.max_abs_error is not None]
+        worst = f"{max(errors):.3g}" if errors else text.NONE
+        table.add_row(Text(name, "bold"), *_evaluation_cells(evaluation), worst)
+    first = judged.reference
+    parts: list[RenderableType] = [table]
+    parts += [Text(f"{name}: {_with_interval(e)}") for name, e in judged.agreement.items()]
+    unfit = dict.fromkeys(why for e in judged.artifacts.values() for why in e.unfit)
+    parts += [Text(f"unfit for accuracy claims: {why}", "bold red") for why in unfit]
+    parts.append(Text(f"{first.samples} samples of {first.data_source}; 95 % intervals", "dim"))
+    return Group(*parts)
+
+
+def push_summary(pushed: Pushed) -> RenderableType:
+    """A bundle that is on a device now."""
+    return Text.assemble(
+        ("pushed to ", ""), (pushed.host, "bold"), f": {pushed.folder}\n",
+        (f"bundle {pushed.bundle_digest[:12]}, agent {pushed.agent_digest[:12]}", "dim"),
+    )  # fmt: skip
+
+
+def facts_table(facts: protocol.Facts) -> RenderableType:
+    """What a device says of itself."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts_rows(facts):
+        table.add_row(name, value or text.NONE)
+    return table
+
+
+def runs_table(runs: Sequence[RunSummary]) -> RenderableType:
+    """Every run in short, the newest first."""
+    if not runs:
+        return Text("no runs yet: make one with `edgepipe deploy`")
+    table = _table("run", "device", "artifact", ">size", ">accuracy", ">agreement", ">median", "verdict")
+    for run in runs:
+        if run.problem:
+            table.add_row(Text(run.id, "bold"), Text(run.problem, "red"))
+        for index, each in enumerate(run.results):
+            mark = MARKS[run.kind]
+            device = f"{run.host}" + (f" ({mark})" if mark and mark not in run.host else "")
+            median = text.NONE if each.median_ns is None else f"{format_ns(each.median_ns)}" + _marked(mark)
+            table.add_row(
+                Text(run.id if not index else "", "bold"),
+                device if not index else "",
+                each.name,
+                format_bytes(each.size_bytes),
+                text.NONE if each.accuracy is None else f"{100 * each.accuracy:.1f} %",
+                text.NONE if each.agreement is None else f"{100 * each.agreement:.1f} %",
+                median,
+                Text(each.verdict or text.NONE, _STYLES.get(each.verdict, "dim")),
+            )
+    return table
+
+
+def comparison_table(comparison: RunComparison) -> RenderableType:
+    """Two runs beside each other: what may be set against each other, and why the rest may not."""
+    head = Text.assemble("A ", (comparison.first, "bold"), "\nB ", (comparison.second, "bold"))
+    table = _table(
+        "artifact", ">size A → B", ">accuracy A → B", ">median A → B", ">B / A", ">peak memory A → B"
+    )
+    for artifact in comparison.artifacts:
+        table.add_row(*_comparison_cells(artifact, comparison))
+    parts: list[RenderableType] = [head, table]
+    for what, barriers in (
+        ("latency, memory and energy are", comparison.latency_barriers),
+        ("accuracy is", comparison.accuracy_barriers),
+    ):
+        parts += [Text(f"{what} not comparable: {why}", "bold red") for why in barriers]
+    for artifact in comparison.artifacts:
+        parts += [Text(f"{artifact.name}: {why}", "yellow") for why in artifact.differences]
+    parts += [Text(why, "yellow") for why in comparison.notes]
+    for label, names in (("A", comparison.only_first), ("B", comparison.only_second)):
+        if names:
+            parts.append(Text(f"only in {label}: {', '.join(names)}", "dim"))
+    return Group(*parts)
+
+
+def _comparison_cells(artifact: ArtifactComparison, comparison: RunComparison) -> list[RenderableType]:
+    marks = [MARKS[kind] for kind in comparison.kinds]
+    medians = [text.median(each) + _marked(mark) for each, mark in zip(artifact.latency, marks, strict=True)]
+    memory = [
+        text.size(each) + _marked(mark) for each, mark in zip(artifact.peak_memory_bytes, marks, strict=True)
+    ]
+    ratio = artifact.latency_ratio
+    return [
+        Text.assemble((artifact.name, "bold"), ("\nsame file" if artifact.same_file else "", "dim")),
+        " → ".join(map(format_bytes, artifact.size_bytes)),
+        " → ".join(map(text.share, artifact.accuracy)),
+        " → ".join(medians),
+        _two(text.times(ratio), text.times_interval(ratio)),
+        " → ".join(memory),
+    ]
+
+
+def _headline(view: RunView) -> Text:
+    run = view.run
+    head = Text.assemble(
+        (view.state, _STYLES[view.state]), "  ", (run.model_name, "bold"), " → ", (run.target, "bold"),
+        " on ", (run.device_name, "bold"),
+    )  # fmt: skip
+    if view.mark:
+        head.append(
+            f"  [{view.mark}: the host's CPU, no board]" if view.mark == "embedded" else "  [emulated]"
+        )
+    return head
+
+
+def _host_table(view: RunView) -> Table:
+    """What the artifacts compute: figures of this machine."""
+    data = view.run.data
+    title = (
+        f"computed on this host, {data.samples} samples of {data.source}"
+        if data
+        else "not evaluated: no data"
+    )
+    table = _table("artifact", ">size", ">accuracy %", ">against float", ">agreement %", ">SQNR", title=title)
+    if view.run.reference:
+        table.add_row("float model", text.NONE, *_evaluation_cells(view.run.reference, reference=True))
+    for each in view.results:
+        artifact = each.result.artifact
+        table.add_row(
+            Text(each.name, "bold"),
+            format_bytes(artifact.size_bytes),
+            *_evaluation_cells(each.result.evaluation),
+        )
+    return table
+
+
+def _agreement(run: Run) -> list[RenderableType]:
+    return [Text(f"{pair}: {_with_interval(each)}\n", "dim") for pair, each in run.agreement.items()]
+
+
+def _device_table(view: RunView) -> Table:
+    """How the artifacts run: figures of the device, each column marked where that is no board."""
+    mark = f"\n({view.mark})" if view.mark else ""
+    figures = [f">{name}{mark}" for name in ("median", "p90", "against float", "peak memory", "energy")]
+    table = _table("artifact", *figures, "verdict", title=f"measured on {view.run.device_name}")
+    for each in view.results:
+        result, measurement = each.result, each.result.measurement
+        runtime = f"{measurement.runtime} {measurement.runtime_version}" if measurement else ""
+        threads = f", {measurement.threads} thr." if measurement else ""
+        memory = measurement.memory.peak_bytes if measurement and measurement.memory else None
+        p90 = text.NONE if each.latency is None else text.quantile(each.latency.p90_ns)
+        table.add_row(
+            _two(Text(result.artifact.name, "bold"), runtime + threads),
+            _two(text.median(each.latency), text.median_interval(each.latency)),
+            p90,
+            _two(text.times(each.speedup), text.times_interval(each.speedup)),
+            text.size(memory),
+            _two(text.energy(each.energy), "net" if each.energy and each.energy.net_mj is not None else ""),
+            Text(each.outcome, _STYLES.get(each.outcome, "bold red" if measurement else "yellow")),
+        )
+    return table
+
+
+def _evaluation_cells(evaluation: Evaluation | None, *, reference: bool = False) -> list[RenderableType]:
+    """Accuracy, difference, agreement, SQNR."""
+    comparison = evaluation.comparison if evaluation else None
+    accuracy = comparison.accuracy if comparison else None
+    if reference:
+        return [_two(text.share(accuracy), text.share_interval(accuracy)), *[text.NONE] * 3]
+    difference = comparison.difference if comparison else None
+    agreement = comparison.agreement if comparison else None
+    return [
+        _two(text.share(accuracy), text.share_interval(accuracy)),
+        _two(text.points(difference), text.points_interval(difference)),
+        _two(text.share(agreement), text.share_interval(agreement)),
+        text.sqnr(evaluation),
+    ]
+
+
+def _findings(view: RunView) -> list[RenderableType]:
+    """Reasons and warnings with their advice, one line each with the artifacts they concern."""
+    told: dict[tuple[str, str, str], list[str]] = {}
+    for each in view.results:
+        if each.result.skipped:
+            told.setdefault(("red", each.result.skipped, ""), []).append(each.name)
+        if each.verdict is None:
+            continue
+        for style, findings in (("red", each.verdict.reasons), ("yellow", each.verdict.warnings)):
+            for finding in findings:
+                told.setdefault((style, finding.text, finding.advice), []).append(each.name)
+    lines: list[RenderableType] = [
+        Text(f"● unfit for accuracy claims: {why}", "bold red") for why in view.unfit
+    ]
+    for (style, what, advice), names in told.items():
+        who = "" if len(names) == len(view.results) else f"{', '.join(names)}: "
+        lines.append(Text.assemble(("● ", style), who, what, (f"  {advice}" if advice else "", "dim")))
+    return lines
+
+
+def _provenance(run: Run, store: Path) -> Text:
+    folder = store / run.id
+    lines = ["in brackets: 95 % intervals; energy: for one inference, without the idle device's where net"]
+    if (folder / REPORT).is_file():
+        lines.append(f"report  {folder / REPORT}")
+    lines.append(f"run     {folder / 'run.json'}")
+    return Text("\n".join(lines), "dim")
+
+
+def _facts_rows(facts: protocol.Facts) -> list[tuple[str, str]]:
+    cpu, memory, python = facts.cpu, facts.memory, facts.python
+    clocks = ", ".join(
+        f"{each.name} {each.governor} {each.min_khz / 1e6:.2f} to {each.max_khz / 1e6:.2f} GHz"
+        for each in cpu.policies
+    )
+    runtimes = ", ".join(f"{each.name} {each.version} {each.note}".strip() for each in facts.runtimes)
+    sensors = [f"{each.source} ({each.coverage})" for each in facts.sensors if each.available]
+    return [
+        ("board", facts.board),
+        ("emulation", facts.emulation if facts.emulated else "none seen"),
+        ("CPU", f"{cpu.model}, {cpu.architecture}, {cpu.cores} of {cpu.cores_online} cores"),
+        ("features", " ".join(cpu.features)),
+        ("clocks", clocks),
+        ("memory", f"{format_bytes(memory.total_bytes)}, {format_bytes(memory.available_bytes)} available"),
+        ("system", f"{facts.system.name}, kernel {facts.system.kernel}, {facts.system.libc}"),
+        ("firmware", facts.firmware),
+        ("power mode", facts.power_mode),
+        ("Python", f"{python.version} ({python.bits} bit) {python.executable}"),
+        ("numpy", facts.numpy_version or "missing"),
+        ("runtimes", runtimes or "none"),
+        ("power sensors", ", ".join(sensors) or "none"),
+        ("throttling", ", ".join(f"{each.name} {each.value}" for each in facts.throttle)),
+        ("temperatures", ", ".join(f"{each.name} {each.value / 1e3:.0f} °C" for each in facts.temperatures)),
+        ("load average", f"{facts.load_average:.2f}"),
+        ("free disk", format_bytes(facts.disk_free_bytes)),
+        ("container", facts.container),
+    ]
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table whose columns are right-aligned where their name begins with ">"."""
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        header_style="dim",
+        title_style="dim",
+        title_justify="left",
+    )
+    for column in columns:
+        right = column.startswith(">")
+        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _two(first: str | Text, second: str) -> Text:
+    """A figure with its detail on the next line."""
+    return Text.assemble(first, ("\n" + second if second else "", "dim"))
+
+
+def _marked(mark: str) -> str:
+    return f" ({mark})" if mark else ""
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{text.share(estimate)} of samples {text.share_interval(estimate)}"
+
+
+def _ports(artifact: Artifact) -> str:
+    return ", ".join(f"{port.dtype} {list(port.shape)}" for port in artifact.inputs)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _pairs(values: Mapping[str, str], joint: str) -> str:
+    return ", ".join(f"{name}{joint}{value}" for name, value in values.items())
