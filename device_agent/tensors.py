@@ -6,6 +6,7 @@ Files are little-endian and so is every device that the runtimes exist for.
 import array
 import math
 import struct
+import sys
 from typing import List, NamedTuple, Optional, Sequence
 
 from device_agent.records import OutputDifference, Port
@@ -123,14 +124,14 @@ class Comparison:
 
     def summary(self) -> OutputDifference:
         """The worst of all samples."""
-        worst = max(each.worst for each in self._differences)
+        worst = _finite(max(each.worst for each in self._differences))
         return OutputDifference(
             name=self._port.name,
             elements=sum(each.elements for each in self._differences),
             differing=sum(each.differing for each in self._differences),
             worst_steps=self._steps(worst),
             worst_absolute=worst,
-            worst_relative=max(each.worst / each.range for each in self._differences),
+            worst_relative=_finite(max(each.worst / each.range for each in self._differences)),
             worst_sample=max(range(len(self._differences)), key=lambda i: self._differences[i].worst),
             argmax_equal=sum(each.argmax_equal for each in self._differences),
             not_finite=sum(each.not_finite for each in self._differences),
@@ -140,4 +141,9 @@ class Comparison:
         if self._port.scale is None:
             return None
         is_integer = "int" in self._port.dtype
-        return worst if is_integer else worst / self._port.scale
+        return worst if is_integer else _finite(worst / self._port.scale)
+
+
+def _finite(value: float) -> float:
+    """The greatest float instead of infinity, which JSON cannot say."""
+    return min(value, sys.float_info.max)
