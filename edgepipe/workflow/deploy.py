@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from edgepipe.events import Emit, silent
 from edgepipe.job import Effort, Job, Place
 
 # TEMP
-from edgepipe.store import ArtifactResult, DataUse, Run, new_run_id, save_run
+from edgepipe.store import RECORD, ArtifactResult, DataUse, Run, new_run_id, save_run
 from edgepipe.target import load_target
 from edgepipe.workflow.compress import make
 from edgepipe.workflow.judge import Judged, judge_bundle
@@ -71,13 +74,16 @@ def deploy(
         check_device(prepared.target, device, emit)
         created = datetime.now(UTC)
         run_id = new_run_id(prepared.source.model.name, prepared.target.name, created)
-        made = make(prepared, bundle_folder or store / run_id / "bundle", emit=emit, cache=store / CACHE)
-        judged = None
-        if prepared.evaluation is not None:
-            judged = judge_bundle(made.bundle, prepared.source.model, prepared.evaluation, emit)
-        results = measure_bundle(made.bundle, prepared.target, device, effort, emit=emit)
-    run = _run(run_id, created, made.bundle, device, results)
-    return _keep(_with_evaluation(run, prepared, judged), store)
+        with _whole_or_gone(store / run_id):
+            made = make(prepared, bundle_folder or store / run_id / "bundle", emit=emit, cache=store / CACHE)
+            judged = None
+            if prepared.evaluation is not None:
+                judged = judge_bundle(made.bundle, prepared.source.model, prepared.evaluation, emit)
+            results = measure_bundle(made.bundle, prepared.target, device, effort, emit=emit)
+            run = _with_evaluation(_run(run_id, created, made.bundle, device, results), prepared, judged)
+            _keep(run, store)
+    raise_if_nothing_ran(run)
+    return run
 
 
 def bench(
@@ -99,8 +105,11 @@ def bench(
     with open_device(place, emit) as device:
         created = datetime.now(UTC)
         results = measure_bundle(bundle, target, device, effort, emit=emit)
-    run_id = new_run_id(bundle.manifest.model_name, target.name, created)
-    return _keep(_run(run_id, created, bundle, device, results), store)
+    run = _run(new_run_id(bundle.manifest.model_name, target.name, created), created, bundle, device, results)
+    with _whole_or_gone(store / run.id):
+        _keep(run, store)
+    raise_if_nothing_ran(run)
+    return run
 
 
 def push(bundle_folder: Path, place: Place, *, emit: Emit = silent) -> Pushed:
@@ -180,9 +189,17 @@ def _with_evaluation(run: Run, prepared: Prepared, judged: Judged | None) -> Run
     )
 
 
-def _keep(run: Run, store: Path) -> Run:
-    """Stores the run with its report, and only then says what went wrong on the device."""
+@contextmanager
+def _whole_or_gone(folder: Path) -> Iterator[None]:
+    """Removes the run's folder where an error or Ctrl-C leaves it without its record."""
+    try:
+        yield
+    finally:
+        if not (folder / RECORD).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(run: Run, store: Path) -> None:
+    """Stores the run with its report."""
     folder = save_run(store, run)
     # TEMP write_report([run], folder / REPORT)
-    raise_if_nothing_ran(run)
-    return run
