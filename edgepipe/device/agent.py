@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +28,18 @@ SILENCE_S = 60.0
 _FIND_TIMEOUT_S = 60.0
 _OLDEST = (3, 6)
 _RESULT_KINDS = ("crashed", "out-of-memory", "timeout")
+_ERRORS: dict[str, type[DeviceError]] = {"disk-full": DeviceDiskFull, "timeout": DeviceTimeout}
+_REMEDIES = {
+    "bad-request": "report this, with the versions of edgepipe and of Python there",
+    "file-missing": "push the bundle again",
+    "runtime-missing": "install an inference runtime there",
+    "runtime-too-old": "install a newer runtime there",
+    "python-error": "see whether the runtime there is sound: run its own example",
+    "crashed": "see whether the runtime's build suits this CPU",
+    "out-of-memory": "free memory there, or take a smaller model",
+    "timeout": "take no more threads than cores, and see what else runs there",
+    "disk-full": "free some room there",
+}
 
 EventT = TypeVar("EventT")
 OnProgress = Callable[[protocol.Progress], None]
@@ -112,10 +124,8 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             DeviceError: As `verify`.
         """
-        try:
-            return tuple(self._ask(request._replace(plan=task.plan()), on_progress, task))
-        except _Outcome as outcome:
-            return (outcome.failed,)
+        request = request._replace(plan=task.plan())
+        return tuple(self._ask(request, on_progress, task, results=_RESULT_KINDS))
 
     def ask(
         self, request: protocol.Request, *, on_progress: OnProgress | None = None
@@ -128,7 +138,11 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
         return self._ask(request, on_progress, None)
 
     def _ask(
-        self, request: protocol.Request, on_progress: OnProgress | None, task: Task | None
+        self,
+        request: protocol.Request,
+        on_progress: OnProgress | None,
+        task: Task | None,
+        results: Collection[str] = (),
     ) -> Iterator[protocol.Event]:
         with self.transport.open([self.python, self.path, "--root", self.root]) as channel:
             try:
@@ -139,12 +153,14 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
                 event = self._next_event(channel)
                 if isinstance(event, protocol.Done):
                     return
-                if isinstance(event, protocol.Failed):
+                if isinstance(event, protocol.Failed) and event.kind not in results:
                     raise self._error(event, task)
                 if not isinstance(event, protocol.Progress):
                     yield event
                 elif on_progress is not None:
                     on_progress(event)
+                if isinstance(event, protocol.Failed):
+                    return
 
     def _next_event(self, channel: Channel) -> protocol.Event:
         try:
@@ -179,20 +195,14 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
             f"""echo '{{"v":1,"type":"probe"}}' | {self.python} {self.path} --root {self.root}""",
         )
 
-    def _error(self, failed: protocol.Failed, task: Task | None) -> Exception:
-        if failed.kind in _RESULT_KINDS and task is not None:
-            return _Outcome(failed, self._where())
+    def _error(self, failed: protocol.Failed, task: Task | None) -> DeviceError:
         if failed.kind == "runtime-missing" and task is not None:
             return runtime_missing(task.artifact, (task.runtime,), self._where(), failed.message)
         if failed.kind == "runtime-too-old" and task is not None:
             return runtime_too_old(task.artifact, task.runtime, self._where(), failed.message)
-        kind = DeviceDiskFull if failed.kind == "disk-full" else AgentFailed
-        return kind(
-            failed.message,
-            where=self._where(),
-            got=last_lines(failed.detail.encode()),
-            remedy="free some room there" if kind is DeviceDiskFull else "",
-        )
+        kind = _ERRORS.get(failed.kind, AgentFailed)
+        detail = last_lines(failed.detail.encode())
+        return kind(failed.message, where=self._where(), got=detail, remedy=_REMEDIES[failed.kind])
 
     def _where(self) -> str:
         return self.transport.description
@@ -207,21 +217,6 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
             got=f"no {kind.__name__}",
             remedy="report this, with the versions of edgepipe and of Python there",
         )
-
-
-class _Outcome(AgentFailed):
-    """A measuring process that did not live to tell: an error for `verify`, a result for `bench`."""
-
-    def __init__(self, failed: protocol.Failed, where: str) -> None:
-        remedies = {
-            "crashed": "see whether the runtime's build suits this CPU",
-            "out-of-memory": "free memory there, or take a smaller model",
-            "timeout": "take fewer threads than cores, or give it more time",
-        }
-        super().__init__(
-            failed.message, where=where, got=last_lines(failed.detail.encode()), remedy=remedies[failed.kind]
-        )
-        self.failed = failed
 
 
 def install(transport: Transport, *, emit: Emit = silent) -> InstalledAgent:

@@ -6,6 +6,7 @@ natively on this machine's CPU, and results are marked with that.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 import select
@@ -25,6 +26,7 @@ from edgepipe.errors import DeviceError, MissingExtra
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
+_LOG = "log"
 
 
 class EmbeddedDevice:
@@ -66,12 +68,14 @@ class EmbeddedDevice:
         root = root.absolute()
         root.mkdir(parents=True, exist_ok=True)
         keys = Path(tempfile.mkdtemp(prefix="edgepipe-keys-"))
-        server = subprocess.Popen(
-            [sys.executable, "-m", "edgepipe.device.embedded_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        with (keys / _LOG).open("wb") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-P", "-m", "edgepipe.device.embedded_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for edgepipe, which then ends the server in order
+            )
         try:
             port = _handshake(server, Settings(str(root), str(keys)))
             return cls(server, port, root, keys)
@@ -92,7 +96,7 @@ class EmbeddedDevice:
 
 def _handshake(server: subprocess.Popen[bytes], settings: Settings) -> int:
     """Hands the settings over and gives the port."""
-    if server.stdin is None or server.stdout is None or server.stderr is None:
+    if server.stdin is None or server.stdout is None:
         raise TypeError("the server was started without pipes")
     try:
         server.stdin.write(msgspec.json.encode(settings) + b"\n")
@@ -104,22 +108,22 @@ def _handshake(server: subprocess.Popen[bytes], settings: Settings) -> int:
         raise DeviceError(
             "the embedded device does not start",
             where="edgepipe.device.embedded_server",
-            got=last_lines(server.stderr.read()) or "no message",
+            got=last_lines((Path(settings.keys) / _LOG).read_bytes()) or "no message",
             remedy="see whether programs may listen on 127.0.0.1 here",
         ) from error
 
 
 def _stop(server: subprocess.Popen[bytes], keys: Path) -> None:
     if server.stdin is not None:
-        server.stdin.close()  # the server's sign to end its sessions and itself
+        with contextlib.suppress(BrokenPipeError):
+            server.stdin.close()  # the server's sign to end its sessions and itself
     try:
         server.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-    for stream in (server.stdout, server.stderr):
-        if stream is not None:
-            stream.close()
+    if server.stdout is not None:
+        server.stdout.close()
     shutil.rmtree(keys, ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ and serves until standard input ends, which it does when the process that starte
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shutil
 import signal
@@ -22,7 +21,6 @@ from edgepipe.device.local import clean_environment
 USER = "edgepipe"
 _GRACE_S = 2.0
 _CHUNK_BYTES = 1 << 18
-_PR_SET_PDEATHSIG = 1
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -44,8 +42,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def main() -> None:
-    """Serves until standard input ends."""
-    _die_with_parent()
+    """Serves until standard input ends, or a signal says so."""
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
     try:
         asyncio.run(_serve(settings))
@@ -59,6 +56,7 @@ async def _serve(settings: Settings) -> None:
     keys = Path(settings.keys)
     host_key = asyncssh.generate_private_key("ssh-ed25519")
     user_key = asyncssh.generate_private_key("ssh-ed25519", comment="edgepipe embedded device")
+    (keys / "id_ed25519").touch(0o600)
     user_key.write_private_key(keys / "id_ed25519")
     public_key = user_key.convert_to_public()
     server = await asyncssh.listen(
@@ -75,7 +73,7 @@ async def _serve(settings: Settings) -> None:
     (keys / "known_hosts").write_text(f"[127.0.0.1]:{port} {public_line}\n")
     sys.stdout.write(msgspec.json.encode(Address(port)).decode() + "\n")
     sys.stdout.flush()
-    await _end_of_stdin()
+    await _end_of_service()
     server.close()
 
 
@@ -168,17 +166,14 @@ async def _end(program: Any) -> None:
             continue
 
 
-async def _end_of_stdin() -> None:
+async def _end_of_service() -> None:
+    """Waits for the end of standard input, SIGTERM or SIGINT; open sessions are ended after it."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, reader.feed_eof)
     await reader.read()
-
-
-def _die_with_parent() -> None:
-    # Linux alone has it; elsewhere the end of standard input does the same a moment later.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

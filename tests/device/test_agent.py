@@ -294,7 +294,7 @@ def task(bundle):
         ("python-error", AgentFailed),
         ("crashed", AgentFailed),
         ("out-of-memory", AgentFailed),
-        ("timeout", AgentFailed),
+        ("timeout", DeviceTimeout),
         ("runtime-missing", DeviceRuntimeMissing),
         ("runtime-too-old", DeviceRuntimeTooOld),
         ("disk-full", DeviceDiskFull),
@@ -307,6 +307,7 @@ def test_each_kind_of_failure_has_its_error(place, task, kind, error):
     assert type(raised.value).exit_code == error.exit_code
     assert "it went wrong" in str(raised.value)
     assert raised.value.where == place[0].description
+    assert raised.value.remedy
 
 
 def test_every_kind_of_the_protocol_is_covered():
