@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 20
 TRAINING_SAMPLES = 1200
+BATCH = 64
 SEED = 0
 
 
@@ -68,14 +69,15 @@ def _train(weights: Path, data: Path, emit: Emit) -> None:
     torch.manual_seed(SEED)
     network = build()
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=1e-2)
-    batches = TRAINING_SAMPLES // 64
+    batches = TRAINING_SAMPLES // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=EPOCHS * batches)
     x, y = torch.from_numpy(images[train]), torch.from_numpy(labels[train])
     with stage(emit, "train on scikit-learn's digits", EPOCHS) as training:
         for epoch in range(EPOCHS):
-            for batch in torch.randperm(TRAINING_SAMPLES)[: batches * 64].split(64):
+            for batch in torch.randperm(TRAINING_SAMPLES)[: batches * BATCH].reshape(batches, BATCH):
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(network(x[batch]), y[batch]).backward()
+                loss = torch.nn.functional.cross_entropy(network(x[batch]), y[batch])
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
             training.advance(epoch + 1)

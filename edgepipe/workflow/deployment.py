@@ -23,8 +23,8 @@ from edgepipe.job import Effort, Job, Place
 # TEMP
 from edgepipe.store import RECORD, ArtifactResult, DataUse, Run, new_run_id, save_run
 from edgepipe.target import load_target
-from edgepipe.workflow.compress import make
 from edgepipe.workflow.judge import Judged, judge_bundle
+from edgepipe.workflow.make import make
 from edgepipe.workflow.measure import check_device, measure_bundle, raise_if_nothing_ran
 from edgepipe.workflow.place import Device, open_device
 from edgepipe.workflow.prepare import Prepared, prepare
