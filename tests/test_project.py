@@ -168,7 +168,7 @@ def test_a_host_may_be_called_token(path):
 @pytest.mark.parametrize("contents", [b"model =", b"= 1", b"[[hosts", b"\xff\xfe"])
 def test_not_toml(path, contents):
     path.write_bytes(contents)
-    with pytest.raises(errors.ProjectError, match="TOML|UTF-8"):
+    with pytest.raises(errors.ProjectError, match=r"TOML|UTF-8"):
         load_project(path)
 
 

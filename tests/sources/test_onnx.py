@@ -1,0 +1,198 @@
+"""ONNX files as sources."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgepipe import errors, events
+from edgepipe.runtime import open_session
+from edgepipe.sources import load
+
+
+def opset(model):
+    return model.to_onnx().opset_import[0].version
+
+
+def outputs(model, x):
+    return open_session(model.payload, "onnx").run([x])[0]
+
+
+def test_a_recent_model_is_taken_as_it_is(cnn, save_onnx):
+    proto = cnn(opset=19)
+    source = load(save_onnx(proto))
+    assert source.fidelity is None
+    assert source.kind == "onnx"
+    assert opset(source.model) == 19
+    assert source.model.name == "cnn"
+    assert str(source.model.inputs[0]) == "image float32 [?, 3, 8, 8]"
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    want = ReferenceEvaluator(proto).run(None, {"image": x})[0]
+    np.testing.assert_allclose(outputs(source.model, x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("old", [11, 13, 17])
+def test_an_old_model_is_upgraded_and_compared(cnn, save_onnx, old):
+    proto = cnn(opset=old)
+    source = load(save_onnx(proto), seed=3)
+    assert opset(source.model) == 18
+    assert source.fidelity.samples == 8
+    assert source.fidelity.sample_source == "random"
+    assert source.fidelity.reference.endswith(f"at opset {old}")
+    assert source.model.inputs[0].shape == (None, 3, 8, 8)
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    want = ReferenceEvaluator(proto).run(None, {"image": x})[0]
+    np.testing.assert_allclose(outputs(source.model, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_given_samples_are_used(cnn, save_onnx):
+    sample = np.ones((3, 3, 8, 8), np.float32)
+    fidelity = load(save_onnx(cnn(opset=13)), sample=sample).fidelity
+    assert (fidelity.samples, fidelity.sample_source) == (3, "given")
+    want = ReferenceEvaluator(cnn(opset=13)).run(None, {"image": sample})[0]
+    assert fidelity.peak == pytest.approx(np.abs(want).max(), rel=1e-4)
+
+
+def test_given_samples_of_another_shape(cnn, save_onnx):
+    with pytest.raises(errors.DataShapeMismatch):
+        load(save_onnx(cnn(opset=13)), sample=np.ones((3, 8, 8, 3), np.float32))
+
+
+def test_same_file_same_digest_and_progress(cnn, save_onnx):
+    path, seen = save_onnx(cnn(opset=13)), []
+    first, second = load(path, emit=seen.append), load(path)
+    assert first.model.digest == second.model.digest
+    assert isinstance(seen[0], events.StageStarted)
+    assert isinstance(seen[-1], events.StageEnded)
+    assert "opset 13, upgraded to 18" in seen[-1].detail
+
+
+def test_external_data(cnn, save_onnx, tmp_path):
+    inline = load(save_onnx(cnn(), "inline.onnx"))
+    path = save_onnx(cnn(), "outside.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+    outside = load(path)
+    assert outside.model.digest == inline.model.digest
+    (tmp_path / "w.data").unlink()
+    with pytest.raises(errors.ModelUnreadable, match=r"w\.data"):
+        load(path)
+
+
+def test_qdq_model_stays_as_it_is(save_onnx):
+    scale = numpy_helper.from_array(np.float32(0.1), "s")
+    zero = numpy_helper.from_array(np.int8(0), "z")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
+    graph = helper.make_graph(nodes, "qdq", values[:1], values[1:], [scale, zero])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    source = load(save_onnx(proto))
+    assert source.fidelity is None
+    assert opset(source.model) == 13
+    assert [node.op_type for node in source.model.to_onnx().graph.node] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
+
+
+def test_unknown_sizes_are_asked_for_and_taken(cnn, save_onnx):
+    path = save_onnx(cnn(height="H", width="W"))
+    with pytest.raises(errors.ModelError, match=r"\[\?, 3, \?, \?\]") as caught:
+        load(path)
+    assert type(caught.value) is errors.ModelError
+    assert "--input-shape" in caught.value.remedy
+    model = load(path, input_shape=(1, 3, 16, 12)).model
+    assert model.inputs[0].shape == (None, 3, 16, 12)
+    assert model.outputs[0].shape == (None, 5)
+    assert outputs(model, np.zeros((2, 3, 16, 12), np.float32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_zero_and_minus_one_mean_any_size(cnn, save_onnx, size):
+    path = save_onnx(cnn(batch=size))
+    assert load(path).model.inputs[0].shape == (None, 3, 8, 8)
+
+
+def test_fixed_batch_is_kept(cnn, save_onnx):
+    assert load(save_onnx(cnn(batch=1))).model.inputs[0].shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9, 9), (1, 3, 8), (1, 8, 8, 3)])
+def test_input_shape_that_contradicts_the_model(cnn, save_onnx, shape):
+    with pytest.raises(errors.ModelError, match="contradicts"):
+        load(save_onnx(cnn()), input_shape=shape)
+
+
+def test_input_shape_that_agrees_changes_nothing(cnn, save_onnx):
+    path = save_onnx(cnn())
+    assert load(path, input_shape=(1, 3, 8, 8)).model.digest == load(path).model.digest
+
+
+def two_inputs():
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "abc"]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "add", values[:2], values[2:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def test_several_inputs(save_onnx):
+    path = save_onnx(two_inputs())
+    source = load(path)
+    assert [spec.name for spec in source.model.inputs] == ["a", "b"]
+    assert source.fidelity.sqnr_db is None
+    assert "bit for bit" in str(source.fidelity)
+    with pytest.raises(errors.ModelError, match="one input"):
+        load(path, input_shape=(1, 4))
+    with pytest.raises(errors.ModelError, match="several inputs"):
+        load(path, sample=np.zeros((1, 4), np.float32))
+
+
+@pytest.mark.parametrize("contents", [b"", b"hello, no model", b"\x08\x08\x12", bytes(range(256))])
+def test_not_a_model(tmp_path, contents):
+    (tmp_path / "x.onnx").write_bytes(contents)
+    with pytest.raises(errors.ModelUnreadable) as caught:
+        load(str(tmp_path / "x.onnx"))
+    assert str(tmp_path / "x.onnx") in caught.value.where
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_truncated_model(cnn, save_onnx, tmp_path, share):
+    whole = save_onnx(cnn())
+    contents = (tmp_path / "cnn.onnx").read_bytes()
+    (tmp_path / "cnn.onnx").write_bytes(contents[: int(len(contents) * share)])
+    with pytest.raises(errors.ModelUnreadable):
+        load(whole)
+
+
+def test_model_without_inputs(save_onnx):
+    value = helper.make_tensor_value_info("c", TensorProto.FLOAT, [1])
+    constant = helper.make_node("Constant", [], ["c"], value_floats=[1.0])
+    proto = helper.make_model(helper.make_graph([constant], "g", [], [value]), ir_version=8)
+    with pytest.raises(errors.ModelUnreadable, match="no inputs"):
+        load(save_onnx(proto))
+
+
+def test_custom_op(save_onnx):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "ab"]
+    node = helper.make_node("Frobnicate", ["a"], ["b"], domain="my.ops")
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("my.ops", 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    with pytest.raises(errors.UnsupportedOp, match="Frobnicate"):
+        load(save_onnx(proto))
+
+
+def test_opset_from_the_future(cnn, save_onnx):
+    proto = cnn()
+    proto.opset_import[0].version = 999
+    with pytest.raises(errors.ModelUnreadable):
+        load(save_onnx(proto))
+
+
+def test_shared_model(shared):
+    source = load(str(shared("efficientnet_lite0_fp32.onnx")))
+    assert str(source.model.inputs[0]) == "input float32 [?, 3, 224, 224]"
+    assert opset(source.model) == 18
+    assert source.fidelity.max_abs_error <= 1e-5 * source.fidelity.peak
+    assert onnx.checker.check_model(source.model.payload) is None
