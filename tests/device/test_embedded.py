@@ -182,7 +182,8 @@ def test_a_server_that_does_not_start(monkeypatch, tmp_path):
         return str(made[-1])
 
     monkeypatch.setattr(embedded_module.tempfile, "mkdtemp", mkdtemp)
-    monkeypatch.setattr(embedded_module, "Settings", lambda root, keys: {"neither": 1})
+    incomplete = msgspec.defstruct("Incomplete", ["keys"])
+    monkeypatch.setattr(embedded_module, "Settings", lambda root, keys: incomplete(keys))
     with pytest.raises(DeviceError, match="does not start") as error:
         EmbeddedDevice.start(tmp_path / "home")
     assert "ValidationError" in error.value.got
