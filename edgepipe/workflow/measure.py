@@ -15,9 +15,10 @@ from edgepipe.target import Runtime, Target
 from edgepipe.units import format_ns
 from edgepipe.workflow.place import Device
 
-TOLERANCE_STEPS = 4.0
-"""Of 256. Kernels of other CPUs round half-way cases the other way, and a few such steps add up over the
-layers; a wrong kernel is off by tens."""
+TOLERANCE_STEPS = 16.0
+"""Of 256. Kernels of another version or CPU round half-way cases the other way, and such steps add up over
+the layers: LiteRT 2.3 and tflite-runtime 2.14 differ by up to 7 steps on the outputs of MobileNetV1, right
+both. A wrong kernel is off by far more."""
 
 
 def check_device(target: Target, device: Device, emit: Emit) -> None:
