@@ -1,0 +1,254 @@
+"""Geometry of the report's charts: raw samples become paths and ticks, which the template draws as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepipe.evaluate import Estimate
+from edgepipe.measure import Measurement
+from edgepipe.measure.statistics import quantile
+from edgepipe.report.view import ResultView
+from edgepipe.units import format_ns
+
+WIDTH = 1040
+LEFT = 140
+RIGHT = 92
+ROW = 54
+AXIS = 30
+BINS = 160
+SLICES = 150
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """A labelled position on an axis."""
+
+    at: float
+    label: str
+
+
+class HistogramRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The distribution of one artifact's latencies.
+
+    Attributes:
+        name: The artifact.
+        base: y of the row's ground line.
+        area: SVG path of the histogram.
+        median: x of the median.
+        p90: x of the 90th percentile; None where there are too few runs, or it lies beyond the axis.
+        label: The median, for people.
+        beyond: Runs slower than the axis shows.
+    """
+
+    name: str
+    base: float
+    area: str
+    median: float
+    p90: float | None
+    label: str
+    beyond: int
+
+
+class Histograms(msgspec.Struct, frozen=True, kw_only=True):
+    """Latency distributions above each other, on one axis."""
+
+    rows: tuple[HistogramRow, ...]
+    ticks: tuple[Tick, ...]
+    height: float
+    logarithmic: bool
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """One artifact's latencies in the order of the runs.
+
+    Attributes:
+        name: The artifact.
+        band: SVG path from the 10th to the 90th percentile of each slice.
+        line: SVG path of the slices' medians.
+        outliers: The slowest run of each slice that stands out: (x, y).
+        y_ticks: Latencies.
+        x_ticks: Seconds since the first timed run.
+        height: Of the drawing.
+    """
+
+    name: str
+    band: str
+    line: str
+    outliers: tuple[tuple[float, float], ...]
+    y_ticks: tuple[Tick, ...]
+    x_ticks: tuple[Tick, ...]
+    height: float
+
+
+class ForestRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One artifact's difference to the float model with its interval, as x positions."""
+
+    name: str
+    y: float
+    low: float
+    value: float
+    high: float
+
+
+class Forest(msgspec.Struct, frozen=True, kw_only=True):
+    """Differences in accuracy to the float model, in percentage points."""
+
+    rows: tuple[ForestRow, ...]
+    ticks: tuple[Tick, ...]
+    zero: float
+    height: float
+
+
+def histograms(views: Sequence[ResultView]) -> Histograms | None:
+    """Distributions of every artifact that has a median; None without any."""
+    shown = [(view.name, _latencies(view.result.measurement)) for view in views if _timed(view)]
+    if not shown:
+        return None
+    low = min(float(values.min()) for _, values in shown)
+    high = max(quantile(values.tolist(), 0.99) for _, values in shown) * 1.04
+    high = max(high, low * 1.05)
+    logarithmic = high / low > 4
+    place = _scale(low * 0.98, high, logarithmic=logarithmic)
+    rows = tuple(_histogram_row(name, values, index, place) for index, (name, values) in enumerate(shown))
+    ticks = tuple(Tick(place(v), format_ns(v)) for v in _tick_values(low, high, logarithmic=logarithmic))
+    return Histograms(rows=rows, ticks=ticks, height=len(rows) * ROW + AXIS, logarithmic=logarithmic)
+
+
+def traces(views: Sequence[ResultView], *, height: float = 96) -> tuple[Trace, ...]:
+    """Latencies over time of every artifact that has a median."""
+    return tuple(_trace(view.name, _latencies(view.result.measurement), height) for view in views if _timed(view))
+
+
+def forest(differences: Sequence[tuple[str, Estimate]]) -> Forest | None:
+    """Differences of accuracy with their intervals; None without any.
+
+    Args:
+        differences: By artifact, as shares; drawn in percentage points.
+    """
+    if not differences:
+        return None
+    reach = max(1.0, *(100 * max(abs(each.low), abs(each.high)) for _, each in differences)) * 1.08
+    span = WIDTH - LEFT - RIGHT
+
+    def place(points: float) -> float:
+        return round(LEFT + span * (points + reach) / (2 * reach), 2)
+
+    rows = tuple(
+        ForestRow(
+            name=name,
+            y=26 * index + 16,
+            low=place(100 * each.low),
+            value=place(100 * each.value),
+            high=place(100 * each.high),
+        )
+        for index, (name, each) in enumerate(differences)
+    )
+    step = _nice_step(2 * reach / 7)
+    count = math.floor(reach / step)
+    values = [step * index for index in range(-count, count + 1)]
+    ticks = tuple(Tick(place(value), f"{value:+g}".replace("-", "−") if value else "0") for value in values)
+    return Forest(rows=rows, ticks=ticks, zero=place(0), height=26 * len(rows) + AXIS)
+
+
+def _timed(view: ResultView) -> bool:
+    return view.latency is not None and view.latency.median_ns is not None
+
+
+def _latencies(measurement: Measurement | None) -> NDArray[np.float64]:
+    return np.asarray(measurement.latencies_ns if measurement else (), np.float64)
+
+
+def _scale(low: float, high: float, *, logarithmic: bool) -> Callable[[float], float]:
+    span = WIDTH - LEFT - RIGHT
+    if logarithmic:
+        low, high = math.log(low), math.log(high)
+
+    def place(value: float) -> float:
+        position = math.log(value) if logarithmic else value
+        return round(LEFT + span * (position - low) / (high - low), 2)
+
+    return place
+
+
+def _histogram_row(
+    name: str, values: NDArray[np.float64], index: int, place: Callable[[float], float]
+) -> HistogramRow:
+    base = (index + 1) * ROW - 6
+    positions = np.array([place(value) for value in values])
+    edges = np.linspace(LEFT, WIDTH - RIGHT, BINS + 1)
+    counts = np.histogram(positions, edges)[0]
+    heights = counts / max(counts.max(), 1) * (ROW - 14)
+    steps = [f"M{LEFT} {base}"]
+    for left, right, height in zip(edges, edges[1:], heights, strict=False):
+        steps.append(f"L{left:.1f} {base - height:.1f}L{right:.1f} {base - height:.1f}")
+    middle = quantile(values.tolist(), 0.5)
+    p90 = place(quantile(values.tolist(), 0.9)) if len(values) >= 64 else None
+    return HistogramRow(
+        name=name,
+        base=base,
+        area="".join(steps) + f"L{WIDTH - RIGHT} {base}Z",
+        median=place(middle),
+        p90=p90 if p90 is not None and p90 <= WIDTH - RIGHT else None,
+        label=format_ns(middle),
+        beyond=int(np.count_nonzero(positions > WIDTH - RIGHT)),
+    )
+
+
+def _trace(name: str, values: NDArray[np.float64], height: float) -> Trace:
+    slices = np.array_split(values, min(SLICES, len(values)))
+    starts_s = np.cumsum(values) / 1e9
+    total_s = float(starts_s[-1])
+    bounds = np.cumsum([len(each) for each in slices]) - 1
+    low, middle, high = (np.array([np.quantile(each, q) for each in slices]) for q in (0.1, 0.5, 0.9))
+    top = max(float(np.quantile(values, 0.995)), float(high.max())) * 1.03
+    bottom = float(values.min()) * 0.98
+    ground = height - AXIS + 8
+
+    def x(seconds: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * seconds / total_s, 1)
+
+    def y(latency_ns: float) -> float:
+        share = (min(latency_ns, top) - bottom) / (top - bottom) if top > bottom else 0.5
+        return round(ground - (ground - 8) * share, 1)
+
+    at = [x(float(starts_s[bound])) for bound in bounds]
+    upper = [f"{a} {y(v)}" for a, v in zip(at, high, strict=True)]
+    lower = [f"{a} {y(v)}" for a, v in zip(at, low, strict=True)]
+    slowest = [float(each.max()) for each in slices]
+    return Trace(
+        name=name,
+        band="M" + "L".join(upper + lower[::-1]) + "Z",
+        line="M" + "L".join(f"{a} {y(v)}" for a, v in zip(at, middle, strict=True)),
+        outliers=tuple((a, y(v)) for a, v, limit in zip(at, slowest, high, strict=True) if v > 1.1 * limit),
+        y_ticks=tuple(Tick(y(v), format_ns(v)) for v in _linear_ticks(bottom, top, 3)),
+        x_ticks=tuple(Tick(x(v), f"{v:g} s") for v in _linear_ticks(0, total_s, 6)),
+        height=height,
+    )
+
+
+def _tick_values(low: float, high: float, *, logarithmic: bool) -> list[float]:
+    if not logarithmic:
+        return _linear_ticks(low, high, 6)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    return [value for value in values if low <= value <= high]
+
+
+def _linear_ticks(low: float, high: float, count: int) -> list[float]:
+    """Round values between both ends, about `count` of them."""
+    step = _nice_step((high - low) / count)
+    first = math.ceil(low / step)
+    last = math.floor(high / step)
+    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
+
+
+def _nice_step(rough: float) -> float:
+    """The least of 1, 2, 5, 10 times a power of ten that is not below `rough`."""
+    if rough <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next((digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * 0.999), 10 * power)

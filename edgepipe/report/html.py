@@ -1,0 +1,162 @@
+"""Runs as one HTML file: no script, no request, opens anywhere and prints."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from edgepipe.bundle import Step
+from edgepipe.errors import OutputError
+from edgepipe.report import charts, text
+from edgepipe.report.view import ResultView, RunView, view_of
+from edgepipe.store import Run
+from edgepipe.units import format_bytes, format_ns, format_share
+
+TEMPLATE = "report.html"
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Something to know of some artifacts' figures: how grave it is, what was seen, what to do, of which."""
+
+    grade: str
+    text: str
+    advice: str
+    artifacts: str
+
+
+def write_report(runs: Sequence[Run], output: Path) -> None:
+    """Writes runs as one self-contained HTML file, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
+    page = render_report(runs).encode()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(page)
+            part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "the report cannot be written",
+            where=str(output),
+            got=error.strerror or str(error),
+            remedy="free some space, or name another file with -o",
+        ) from error
+
+
+def render_report(runs: Sequence[Run]) -> str:
+    """The page; the same bytes for the same runs."""
+    environment = Environment(
+        loader=PackageLoader("edgepipe", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "text": text,
+        "format_bytes": format_bytes,
+        "format_ns": format_ns,
+        "format_share": format_share,
+        "chart": charts,
+    }
+    return environment.get_template(TEMPLATE).render(sections=[section(view_of(run)) for run in runs])
+
+
+def section(view: RunView) -> dict[str, Any]:
+    """What the template shows of one run."""
+    differences = [
+        (each.name, each.result.evaluation.comparison.difference)
+        for each in view.results
+        if each.result.evaluation
+        and each.result.evaluation.comparison
+        and each.result.evaluation.comparison.difference
+    ]
+    return {
+        "view": view,
+        "run": view.run,
+        "best": view.best,
+        "notes": notes(view),
+        "size_ratio": _size_ratio(view),
+        "histograms": charts.histograms(view.results),
+        "traces": charts.traces(view.results),
+        "forest": charts.forest(differences),
+        "differences": dict(differences),
+        "best_difference": dict(differences).get(view.best.name) if view.best else None,
+        "largest_bytes": max((each.result.artifact.size_bytes for each in view.results), default=1),
+        "facts": facts_rows(view.run.device),
+        "steps": [(step, _settings(step)) for step in view.run.steps],
+    }
+
+
+def notes(view: RunView) -> list[Note]:
+    """Every reason and warning once, the gravest first, with the artifacts that it concerns."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for why in view.unfit:
+        found[("bad", f"unfit for accuracy claims: {why}", "evaluate and calibrate on real, separate samples")] = []
+    for each in view.results:
+        if each.result.skipped:
+            found.setdefault(("bad", each.result.skipped, ""), []).append(each.name)
+        if each.verdict:
+            for grade, findings in (("bad", each.verdict.reasons), ("warn", each.verdict.warnings)):
+                for finding in findings:
+                    found.setdefault((grade, finding.text, finding.advice), []).append(each.name)
+    ordered = sorted(found.items(), key=lambda item: item[0][0] != "bad")
+    return [Note(*key, artifacts=_who(names, view)) for key, names in ordered]
+
+
+def facts_rows(device: dict[str, object]) -> list[tuple[str, str]]:
+    """What the device said of itself, flattened: ("cpu model", "Cortex-A72")."""
+    rows: list[tuple[str, str]] = []
+    for name, value in device.items():
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            rows += [(f"{label} {inner}", each) for inner, each in facts_rows(value)]
+        elif isinstance(value, list):
+            rows.append((label, ", ".join(map(_brief, value))))
+        else:
+            rows.append((label, _scalar(name, value)))
+    return [(label, value) for label, value in rows if value]
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(str(each) for each in value.values() if isinstance(each, str | int | float) and each != "")
+    return str(value)
+
+
+def _scalar(name: str, value: object) -> str:
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes") and isinstance(value, int):
+        return format_bytes(value)
+    return str(value)
+
+
+def _size_ratio(view: RunView) -> float | None:
+    """How many times smaller the best artifact is than its float one."""
+    best = view.best
+    sizes = {each.name: each.result.artifact.size_bytes for each in view.results}
+    if best is None or best.baseline not in sizes or not best.result.artifact.size_bytes:
+        return None
+    return sizes[best.baseline] / best.result.artifact.size_bytes
+
+
+def _who(names: list[str], view: RunView) -> str:
+    every: list[ResultView] = list(view.results)
+    return "" if len(names) == len(every) else ", ".join(names)
+
+
+def _settings(step: Step) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in step.settings.items())
