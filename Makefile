@@ -1,14 +1,10 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make .venv by themselves.
 #
-# pip takes its settings from the environment as always (PIP_INDEX_URL, PIP_FIND_LINKS ...). Where disk or
-# bandwidth are scarce, take PyTorch without CUDA:
-#     make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# pip takes its settings from the environment as always (PIP_INDEX_URL, PIP_FIND_LINKS ...), and from PIP_FLAGS.
 
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
-PIP_FLAGS ?=
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 
@@ -63,11 +59,9 @@ $(BIN)/python:
 	@sh tools/make-venv.sh $(VENV)
 
 $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing edgepipe[demo] into $(VENV), which takes minutes the first time ...'
-	@$(INSTALL) -e '.[demo]'
+	@sh tools/install.sh $(VENV) demo
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing edgepipe[all,dev] into $(VENV), which takes minutes the first time ...'
-	@$(INSTALL) -e '.[all,dev]'
+	@sh tools/install.sh $(VENV) all,dev
 	@touch $(DEMO_STAMP) $@

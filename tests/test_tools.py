@@ -87,6 +87,16 @@ def test_machine_without_python_is_told_what_to_install(tmp_path: Path):
     assert "apt-get install" in done.stderr
 
 
+def test_installing_pins_versions_and_passes_flags_on(tmp_path: Path):
+    log = tmp_path / "log"
+    program(tmp_path / ".venv" / "bin" / "python", 'if [ "$1" = - ]; then exit 0; fi; echo "$*" >"$LOG"')
+    done = run("install.sh", ".venv", "all,dev", folder=tmp_path, LOG=str(log), PIP_FLAGS="--no-index --pre")
+    assert done.returncode == 0, done.stderr
+    arguments = log.read_text().split()
+    assert arguments[:3] == ["-m", "pip", "install"]
+    assert arguments[-6:] == ["--no-index", "--pre", "-c", "constraints.txt", "-e", ".[all,dev]"]
+
+
 def test_missing_system_packages_are_named_where_they_cannot_be_installed(tmp_path: Path):
     expected = "openssh-client" if Path("/usr/sbin/sshd").exists() else "openssh-server openssh-client"
     program(tmp_path / "id", "echo 1000")
