@@ -76,7 +76,8 @@ def _check_calibration(recipe: Recipe, model: Model, context: Context) -> None:
         raise CalibrationDataMissing(
             f"pass {pass_name(needy)} calibrates on real samples, and there are none",
             where=f"recipe {recipe.name}",
-            remedy="give --data FILE.npz or a folder of images; --calibrate-random makes samples up, for timing alone",
+            remedy="give --data FILE.npz or a folder of images; "
+            "--calibrate-random makes samples up, for timing alone",
         )
     _check_samples(context.calibration, model)
 
@@ -199,7 +200,7 @@ def _not_written(place: Path, error: OSError) -> EdgepipeError:
 
 
 def _output_sqnr_db(before: Model, after: Model, data: Dataset | None) -> float | None:
-    """SQNR of all outputs after a pass against those before, on a few samples; None where unknown or exact."""
+    """SQNR of the outputs after a pass against those before; None where unknown or exact."""
     if (
         data is None
         or before.digest == after.digest

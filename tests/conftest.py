@@ -101,6 +101,48 @@ def tiny_tflite():
     return build
 
 
+@pytest.fixture
+def build_model():
+    """Builds an ONNX `Model` from its graph in ONNX's text form; constants are given as arrays by name."""
+    import onnx
+    from onnx import numpy_helper
+
+    from edgepipe.model import onnx_model
+
+    def build(text, opset=17, **constants):
+        graph = onnx.parser.parse_graph(text)
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        proto = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8
+        )
+        onnx.checker.check_model(proto, full_check=True)
+        return onnx_model(proto, graph.name)
+
+    return build
+
+
+@pytest.fixture
+def make_context(tmp_path):
+    """Makes the `Context` of a pass, for a board with this type of activations."""
+    from edgepipe.data import Dataset
+    from edgepipe.events import silent
+    from edgepipe.model import digest_bytes
+    from edgepipe.passes import Context
+    from edgepipe.target import Target
+
+    def make(samples=None, *, activation="int8", emit=silent, seed=0):
+        target = Target(
+            name="board", title="Board", architecture="aarch64", cpu="", cores=1, memory_mb=1, os="", python="3.11",
+            runtimes=(), activation=activation, threads=1,
+        )  # fmt: skip
+        data = None
+        if samples is not None:
+            data = Dataset(x=samples, y=None, digest=digest_bytes(samples.tobytes()), source="made up")
+        return Context(target=target, calibration=data, seed=seed, work=tmp_path, emit=emit)
+
+    return make
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -18,12 +18,13 @@ IR_VERSION = 7
 """That of opset 13 (ONNX 1.8); later ones add what no graph here uses: functions, float8, int4."""
 
 _UNCHANGED_SINCE_13 = frozenset({
-    "Abs", "Add", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
-    "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Elu", "Erf", "Exp", "Expand", "Flatten", "Gather", "Gemm",
-    "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "LogSoftmax", "MatMul",
-    "Max", "MaxPool", "Min", "Mul", "PRelu", "Pad", "Pow", "QuantizeLinear", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze",
-    "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze",
+    "Abs", "Add", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv",
+    "ConvTranspose", "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Elu", "Erf", "Exp", "Expand",
+    "Flatten", "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity",
+    "LeakyRelu", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "PRelu", "Pad", "Pow",
+    "QuantizeLinear", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape",
+    "Sigmoid", "Slice", "Softmax", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile",
+    "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Ops that mean the same from opset 13 on wherever their old schema admits the node."""
 
@@ -105,7 +106,7 @@ def _admits(schema: onnx.defs.OpSchema, node: onnx.NodeProto, types: dict[str, i
     for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
         for index, name in enumerate(names):
             formal = formals[min(index, len(formals) - 1)]
-            if name in types and types[name]:
+            if types.get(name):
                 text = f"tensor({onnx.TensorProto.DataType.Name(types[name]).lower()})"
                 if text not in allowed.get(formal.type_str, {formal.type_str}):
                     return False

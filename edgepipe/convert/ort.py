@@ -9,6 +9,7 @@ from edgepipe.bundle import Port
 from edgepipe.convert import opset, qdq
 from edgepipe.convert.emission import Emission, PortType
 from edgepipe.errors import ModelError, UnsupportedOp
+from edgepipe.graph.edit import is_quantized
 from edgepipe.model import Model, TensorSpec
 from edgepipe.target import Activation
 
@@ -54,7 +55,7 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
         ModelError: An input or output has a dynamic size besides the batch.
     """
     proto = model.to_onnx()
-    quantized = qdq.is_quantized(proto)
+    quantized = is_quantized(model)
     if quantized:
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
     grids = qdq.strip_boundary(proto) if quantized and ports == "integer" else {}

@@ -38,14 +38,6 @@ class _Links:
         self.outputs = {value.name for value in graph.output}
 
 
-def is_quantized(proto: onnx.ModelProto) -> bool:
-    """Whether the graph quantizes an activation."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    return any(
-        node.op_type == "QuantizeLinear" and node.input[0] not in constants for node in proto.graph.node
-    )
-
-
 def set_activation_type(proto: onnx.ModelProto, dtype: Literal["int8", "uint8"]) -> None:
     """Moves every activation, and every constant that meets one in arithmetic, to int8 or to uint8.
 

@@ -86,19 +86,12 @@ def _elementwise(node: ir.Node, position: int, channels: int) -> Affine | None:
         return None
     vector = np.broadcast_to(operand.reshape(-1).astype(np.float64), (channels,))
     zeros, ones = np.zeros(channels), np.ones(channels)
-    match node.op_type, position:
-        case "Add", _:
-            return ones, vector
-        case "Sub", 0:
-            return ones, -vector
-        case "Sub", 1:
-            return -ones, vector
-        case "Mul", _:
-            return vector, zeros
-        case "Div", 0 if vector.all():
-            return 1 / vector, zeros
-        case _:
-            return None
+    if node.op_type == "Div":
+        return (1 / vector, zeros) if position == 0 and vector.all() else None
+    sign = -1.0 if node.op_type == "Sub" else 1.0
+    if node.op_type == "Mul":
+        return vector, zeros
+    return (ones, sign * vector) if position == 0 else (sign * ones, vector)
 
 
 def _output_channels(node: ir.Node) -> int | None:
@@ -122,8 +115,7 @@ def _channel_axis(node: ir.Node) -> int:
 def _rescale(graph: ir.Graph, node: ir.Node, affine: Affine) -> None:
     """Lets `node` compute ``scale * y + shift`` in place of ``y``: Jacob et al. 2018, equation 14."""
     scale, shift = affine
-    weight = edit.constant_input(node, 1)
-    assert weight is not None  # noqa: S101 - _output_channels has looked
+    weight = edit.array_at(node, 1)
     bias = edit.constant_input(node, 2)
     column = [1] * weight.ndim
     column[_channel_axis(node)] = -1
@@ -151,7 +143,7 @@ def _plain_gemms(graph: ir.Graph) -> None:
         channels = _output_channels(node)
         if channels is None:
             continue
-        weight, bias = edit.constant_input(node, 1), edit.constant_input(node, 2)
+        weight, bias = edit.array_at(node, 1), edit.constant_input(node, 2)
         alpha, beta = edit.real(node, "alpha", 1.0), edit.real(node, "beta", 1.0)
         if bias is not None and bias.size not in (1, channels):
             continue
@@ -160,7 +152,7 @@ def _plain_gemms(graph: ir.Graph) -> None:
         )
         if alpha == 1.0 and (bias is None or (beta == 1.0 and bias.shape == (channels,))):
             continue
-        _set_linear(graph, node, (weight * np.float32(alpha)).astype(np.float32), plain)  # type: ignore[operator]
+        _set_linear(graph, node, (weight * np.float32(alpha)).astype(np.float32), plain)
         node.attributes.pop("alpha", None)
         node.attributes.pop("beta", None)
 

@@ -54,6 +54,18 @@ def constant_input(node: ir.Node, index: int) -> NDArray[Any] | None:
     return constant(node.inputs[index]) if index < len(node.inputs) else None
 
 
+def array_at(node: ir.Node, index: int) -> NDArray[Any]:
+    """The constant at input `index`, which the caller knows to be one.
+
+    Raises:
+        ValueError: It is not.
+    """
+    array = constant_input(node, index)
+    if array is None:
+        raise ValueError(f"input {index} of {node.op_type} {node.name} is not constant")
+    return array
+
+
 def sizes(value: ir.Value | None) -> tuple[int | None, ...] | None:
     """Dimensions of `value`, None for each that is dynamic; None where not even the rank is known."""
     if value is None or value.shape is None:

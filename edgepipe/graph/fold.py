@@ -20,7 +20,7 @@ _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
 _BATCHES = (2, 3, 5)
-"""Batch sizes to try shape arithmetic on; primes, so that a product with the batch is not taken for another."""
+"""Batch sizes to try shape arithmetic on: primes, so that a multiple of one is not taken for another."""
 
 
 def fold_constants(model: ir.Model) -> bool:

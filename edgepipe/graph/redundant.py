@@ -33,28 +33,29 @@ def _is_no_op(node: ir.Node) -> bool:
     source, result = node.inputs[0], node.outputs[0]
     match node.op_type:
         case "Identity":
-            return True
+            nothing = True
         case "Dropout":
-            training = edit.constant_input(node, 2)
-            return (
-                len(node.inputs) < 3
-                or node.inputs[2] is None
-                or (training is not None and not training.any())
-            )
+            nothing = not _is_training(node)
         case "Cast":
-            return source is not None and source.dtype is not None and source.dtype == result.dtype
+            nothing = source is not None and source.dtype is not None and source.dtype == result.dtype
         case "Pad":
             pads = edit.constant_input(node, 1)
-            return pads is not None and not pads.any()
+            nothing = pads is not None and not pads.any()
         case "Transpose":
             permutation = edit.ints(node, "perm")
-            return permutation != [] and permutation == sorted(permutation)
+            nothing = permutation != [] and permutation == sorted(permutation)
         case "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand":
-            return _same_shape(source, result)
-        case "Concat" | "Sum" | "Max" | "Min" | "Mean":
-            return len(node.inputs) == 1
+            nothing = _same_shape(source, result)
         case _:
-            return False
+            nothing = node.op_type in ("Concat", "Sum", "Max", "Min", "Mean") and len(node.inputs) == 1
+    return nothing
+
+
+def _is_training(dropout: ir.Node) -> bool:
+    if len(dropout.inputs) < 3 or dropout.inputs[2] is None:
+        return False
+    flag = edit.constant_input(dropout, 2)
+    return flag is None or bool(flag.any())
 
 
 def _same_shape(source: ir.Value | None, result: ir.Value) -> bool:
@@ -103,3 +104,30 @@ def _spatial_padding(pad: ir.Node) -> list[int] | None:
     if (amounts < 0).any() or begin[:2].any() or end[:2].any():
         return None
     return [*begin[2:].tolist(), *end[2:].tolist()]
+
+
+def globalize_pools(graph: ir.Graph) -> None:
+    """Writes each AveragePool over the whole feature map as GlobalAveragePool.
+
+    A mean over many values spans a narrower range than they do, and integer kernels let the global
+    pool's output have a grid of its own; that of a windowed pool has its input's.
+    """
+    import onnx_ir as ir
+
+    for node in edit.nodes(graph, "AveragePool"):
+        sizes = edit.sizes(node.inputs[0])
+        if (
+            sizes is None
+            or edit.ints(node, "kernel_shape") != list(sizes[2:])
+            or any(edit.ints(node, "pads"))
+        ):
+            continue
+        if edit.text(node, "auto_pad", "NOTSET").startswith("SAME") or edit.integer(node, "ceil_mode", 0):
+            continue
+        result = node.outputs[0]
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
+        pool.outputs[0].name = edit.unused_name(graph, f"{result.name}.global")
+        pool.outputs[0].type, pool.outputs[0].shape = result.type, result.shape
+        graph.insert_before(node, pool)
+        edit.replace_value(graph, result, pool.outputs[0])
+        graph.remove(node, safe=True)

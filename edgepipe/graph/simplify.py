@@ -46,6 +46,7 @@ def _simplify(graph_model: ir.Model) -> ir.Model:
         graph_model = edit.with_fresh_shapes(graph_model)
     affine.normalize(graph_model.graph)
     redundant.merge_pads(graph_model.graph)
+    redundant.globalize_pools(graph_model.graph)
     common.CommonSubexpressionEliminationPass()(graph_model)
     common.RemoveUnusedNodesPass()(graph_model)
     common.DeduplicateInitializersPass(size_limit=1 << 30)(graph_model)

@@ -1,8 +1,8 @@
 """Writes quantization decisions into the graph as QuantizeLinear and DequantizeLinear nodes (QDQ).
 
-Every quantized activation passes through one pair; consumers see the dequantized value, which keeps the
-tensor's name. Weights are int8 initializers and biases int32 initializers, each behind a
-DequantizeLinear. So the graph computes in float exactly what integer kernels compute, up to rounding.
+Every quantized activation passes through one pair, and consumers take the dequantized value. Weights
+are int8 initializers and biases int32 initializers, each behind a DequantizeLinear. So the graph computes
+in float what integer kernels compute, up to the rounding of their multipliers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def write(
     for linear in linears:
         _write_linear(graph, linear)
     for node, index in plan.operands:
-        _write_operand(graph, node, index, symmetric=symmetric)
+        array = edit.array_at(node, index)
+        own = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric)
+        _write_operand(graph, node, index, placed[node.outputs[0]] if node in plan.keeping else own)
     for node in plan.clipped:
         _drop_clipping(graph, node, placed)
     requantized = [
@@ -60,22 +62,21 @@ def write(
 
 
 def _write_pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
-    """Puts Q and DQ behind `value`; returns what consumers now see, which took over its name."""
-    name = str(value.name)
-    producer = value.producer()
+    """Puts Q and DQ behind `value` and lets its consumers take what comes out, which is returned."""
+    name, producer = str(value.name), value.producer()
+    consumers = list(value.uses())
     real = _pair(graph, value, grid, name)
-    quantizer, dequantizer = real.producer().inputs[0].producer(), real.producer()  # type: ignore[union-attr]
-    pair = [quantizer, dequantizer]
+    dequantizer = real.producer()
+    pair = [dequantizer.inputs[0].producer(), dequantizer]  # type: ignore[union-attr]
     if producer is None:
         graph.insert_before(graph[0], pair)  # type: ignore[arg-type]
     else:
         graph.insert_after(producer, pair)  # type: ignore[arg-type]
-        value.name = f"{name}.float"
-        real.name = name
-    for user, index in list(value.uses()):
-        if user is not quantizer:
-            user.replace_input_with(index, real)
+    for user, index in consumers:
+        user.replace_input_with(index, real)
     if value.is_graph_output() and producer is not None:
+        value.name, real.name = f"{name}.float", name
+        quantizer = pair[0]
         value.replace_all_uses_with(real, replace_graph_outputs=True)
         quantizer.replace_input_with(0, value)  # type: ignore[union-attr]
     return real
@@ -88,7 +89,7 @@ def _pair(graph: ir.Graph, value: ir.Value, grid: Grid, name: str) -> ir.Value:
     scale = edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32))
     zero_point = edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, np.int8))
     integers = ir.Value(name=f"{name}.int8", type=ir.TensorType(ir.DataType.INT8), shape=value.shape)
-    real = ir.Value(name=f"{name}.real", type=value.type, shape=value.shape)
+    real = ir.Value(name=f"{name}.dequantized", type=value.type, shape=value.shape)
     ir.node("QuantizeLinear", [value, scale, zero_point], outputs=[integers], name=f"{name}.quantize")
     ir.node("DequantizeLinear", [integers, scale, zero_point], outputs=[real], name=f"{name}.dequantize")
     return real
@@ -127,7 +128,7 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
 
 def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
     node = linear.node
-    name = str(node.inputs[1].name)  # type: ignore[union-attr]
+    name = str(node.inputs[1].name)
     _write_constant(graph, (node, 1), name, linear.weight, linear.scales, linear.axis)
     if linear.bias is not None and linear.bias_scales is not None:
         if len(node.inputs) < 3:
@@ -174,13 +175,11 @@ def _write_constant(
     node.replace_input_with(index, real)
 
 
-def _write_operand(graph: ir.Graph, node: ir.Node, index: int, *, symmetric: bool) -> None:
-    """Quantizes a constant that is added or multiplied, on a grid for the whole tensor."""
+def _write_operand(graph: ir.Graph, node: ir.Node, index: int, grid: Grid) -> None:
+    """Quantizes a constant that meets an activation, on one grid for the whole tensor."""
     import onnx_ir as ir
 
-    array = edit.constant_input(node, index)
-    assert array is not None  # noqa: S101 - the plan holds constants only
-    grid = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric)
+    array = edit.array_at(node, index)
     name = str(node.inputs[index].name)  # type: ignore[union-attr]
     inputs = [
         edit.add_constant(graph, edit.unused_name(graph, f"{name}.quantized"), quantize(array, grid)),

@@ -81,7 +81,7 @@ def _float32(scale: float) -> float:
 def quantize(real: NDArray[np.floating], grid: Grid) -> NDArray[np.int8]:
     """Integers of `real`, of any shape: rounded half to even and saturated, as ONNX's QuantizeLinear."""
     steps = np.rint(real / np.float32(grid.scale)) + grid.zero_point
-    return np.clip(steps, INT8_MIN, INT8_MAX).astype(np.int8)
+    return np.asarray(np.clip(steps, INT8_MIN, INT8_MAX), np.int8)
 
 
 def dequantize(quantized: NDArray[np.int8], grid: Grid) -> NDArray[np.float32]:
@@ -127,7 +127,7 @@ def quantize_weight(weight: NDArray[np.float32], scales: NDArray[np.float32], ax
         axis: Axis of the channels.
     """
     steps = np.rint(weight / along(scales, axis, weight.ndim))
-    return np.clip(steps, -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
+    return np.asarray(np.clip(steps, -WEIGHT_MAX, WEIGHT_MAX), np.int8)
 
 
 def along(vector: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

@@ -44,7 +44,7 @@ class Histogram:
     @property
     def centers(self) -> NDArray[np.float64]:
         """Middle of each bin, float64 [bins]."""
-        return (np.arange(len(self.counts)) + self.first + 0.5) * self.width
+        return np.asarray((np.arange(len(self.counts)) + self.first + 0.5) * self.width, np.float64)
 
     def add(self, values: NDArray[np.floating], extremes: tuple[float, float] | None = None) -> None:
         """Counts `values`, of any shape.

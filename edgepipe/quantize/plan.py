@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Ops with a weight."""
 KEEPING = frozenset({
-    "AveragePool", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Pad",
-    "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
-    "Unsqueeze",
+    "AveragePool", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool",
+    "Min", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Ops whose outputs are on the grid of their inputs."""
 FREE = frozenset({
-    "Add", "Elu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "Mul", "PRelu", "ReduceMean", "ReduceSum", "Sub",
+    "Add", "Elu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "Mul", "PRelu", "ReduceMean", "ReduceSum",
+    "Sub",
 })  # fmt: skip
 """Ops whose output has a grid of its own."""
 FIXED = {"Softmax": PROBABILITY, "Sigmoid": PROBABILITY, "LogSoftmax": LOG_PROBABILITY, "Tanh": TANGENT}
@@ -136,7 +137,7 @@ def _is_clip_of_linear(node: ir.Node, quantized: list[ir.Node]) -> bool:
 
 
 def _operand_indices(node: ir.Node) -> list[int]:
-    """Inputs that are float constants and enter arithmetic (the weight and bias of a linear op do not count)."""
+    """Inputs that are float constants and enter arithmetic, other than a linear op's weight and bias."""
     if node.op_type in _ONE_DATA_INPUT | CLIPPING:
         return []
     first = {"Conv": 3, "ConvTranspose": 3, "Gemm": 3, "MatMul": 2}.get(node.op_type, 0)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepipe.data import Dataset
-from edgepipe.errors import DataNotFinite, ModelError
+from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
 from edgepipe.events import Emit, stage
 from edgepipe.model import Model
 from edgepipe.quantize.grid import INT8_MAX, INT8_MIN, Grid, activation_grid
@@ -108,6 +108,7 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
 
     Raises:
         ModelError: The model has more than one input.
+        DataEmpty: The samples do not fill one batch.
         DataNotFinite: An activation is NaN or infinite.
     """
     if len(model.inputs) != 1:
@@ -118,6 +119,13 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
             remedy="make the other inputs constants of the model",
         )
     spec = model.inputs[0]
+    if len(data) < (spec.shape[0] or 1):
+        raise DataEmpty(
+            "too few samples to calibrate on",
+            where=data.source,
+            got=f"{len(data)} samples, and the model's batch is {spec.shape[0] or 'dynamic'}",
+            remedy="give more samples, or a model with a dynamic batch",
+        )
     session = _session(model, watch.tensors)
     names = list(watch.tensors)
     observers = {

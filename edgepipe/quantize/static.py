@@ -8,12 +8,14 @@ import msgspec
 
 from edgepipe.data import Dataset
 from edgepipe.errors import CalibrationDataMissing
-from edgepipe.events import Emit, Warned
+from edgepipe.events import Emit, Warned, stage
 from edgepipe.graph import edit
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
-from edgepipe.quantize import emit, ranges, weights
+from edgepipe.quantize import emit
 from edgepipe.quantize.plan import Plan, make_plan
+from edgepipe.quantize.ranges import Algorithm, Observation, Watch, choose_grid, joined, observe
+from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,8 +43,8 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
 
     needs_calibration: ClassVar[bool] = True
 
-    weights: weights.Granularity = "per-channel"
-    ranges: ranges.Algorithm = "minmax"
+    weights: Granularity = "per-channel"
+    ranges: Algorithm = "minmax"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
     bias_correction: bool = True
 
@@ -52,6 +54,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         Raises:
             CalibrationDataMissing: The context has no calibration samples.
             ModelError: The model has more than one input.
+            DataEmpty: The samples do not fill one batch of the model.
             DataNotFinite: An activation is NaN or infinite on the samples.
         """
         from onnx_ir.passes import common
@@ -68,43 +71,45 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         _warn_of_float(plan, context.emit)
         seen = self._observe(model, plan, context.calibration, context.emit)
         grids = self._grids(plan, seen, symmetric=symmetric)
-        linears = [self._linear(node, grids, seen) for node in plan.linears]
-        _warn_of_raised(linears, context.emit)
+        with stage(context.emit, "round weights") as rounding:
+            linears = [self._linear(node, grids, seen) for node in plan.linears]
+            rounding.detail = _summary(plan, linears)
         emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
         common.RemoveUnusedNodesPass()(graph_model)  # the float weights
         return edit.freeze(graph_model, model.name)
 
-    def _observe(
-        self, model: Model, plan: Plan, data: Dataset, notify: Emit
-    ) -> dict[str, ranges.Observation]:
+    def _observe(self, model: Model, plan: Plan, data: Dataset, notify: Emit) -> dict[str, Observation]:
         axes = {}
         if self.bias_correction:
-            axes = {str(node.inputs[0].name): 1 for node in plan.linears if node.op_type != "MatMul"}
-        watch = ranges.Watch(
+            axes = {_source(node): 1 for node in plan.linears if node.op_type != "MatMul"}
+        watch = Watch(
             tensors=tuple(str(value.name) for value in plan.tensors),
             histograms=self.ranges != "minmax",
             channel_axes=axes,
         )
-        return ranges.observe(model, data, watch, notify)
+        return observe(model, data, watch, notify)
 
-    def _grids(
-        self, plan: Plan, seen: dict[str, ranges.Observation], *, symmetric: bool
-    ) -> dict[ir.Value, Grid]:
+    def _grids(self, plan: Plan, seen: dict[str, Observation], *, symmetric: bool) -> dict[ir.Value, Grid]:
         grids = dict(plan.fixed)
         for group in plan.groups:
             if group[0] in grids:
                 continue
-            together = ranges.joined([seen[str(value.name)] for value in group])
-            grid = ranges.choose_grid(together, self.ranges, percentile=self.percentile, symmetric=symmetric)
+            together = joined([seen[str(value.name)] for value in group])
+            grid = choose_grid(together, self.ranges, percentile=self.percentile, symmetric=symmetric)
             grids.update(dict.fromkeys(group, grid))
         return grids
 
     def _linear(
-        self, node: ir.Node, grids: dict[ir.Value, Grid], seen: dict[str, ranges.Observation]
-    ) -> weights.QuantizedLinear:
+        self, node: ir.Node, grids: dict[ir.Value, Grid], seen: dict[str, Observation]
+    ) -> QuantizedLinear:
         source = node.inputs[0]
-        mean = seen[str(source.name)].mean if self.bias_correction else None  # type: ignore[union-attr]
-        return weights.quantize_linear(node, grids[source], self.weights, mean)  # type: ignore[index]
+        mean = seen[_source(node)].mean if self.bias_correction else None
+        return quantize_linear(node, grids[source], self.weights, mean)  # type: ignore[index]
+
+
+def _source(node: ir.Node) -> str:
+    """Name of what the weight is multiplied with."""
+    return str(node.inputs[0].name)  # type: ignore[union-attr]
 
 
 def _warn_of_float(plan: Plan, notify: Emit) -> None:
@@ -114,9 +119,9 @@ def _warn_of_float(plan: Plan, notify: Emit) -> None:
         notify(Warned(f"{len(plan.left)} ops have no integer kernel and stay in float: {named}{more}"))
 
 
-def _warn_of_raised(linears: list[weights.QuantizedLinear], notify: Emit) -> None:
-    for linear in linears:
-        if linear.raised:
-            channels = f"{linear.raised} of {linear.scales.size}"
-            text = f"{linear.node.op_type} {linear.node.name}: the bias of {channels} channels does not fit int32 at the weight's scale"
-            notify(Warned(f"{text}; their weights are rounded more coarsely"))
+def _summary(plan: Plan, linears: list[QuantizedLinear]) -> str:
+    raised = sum(linear.raised for linear in linears)
+    text = f"{len(plan.linears)} weights, {len(plan.tensors)} activations"
+    return (
+        f"{text}; {raised} channels rounded more coarsely so that their biases fit int32" if raised else text
+    )

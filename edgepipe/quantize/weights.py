@@ -26,7 +26,7 @@ class QuantizedLinear(msgspec.Struct, frozen=True):
         scales: float32 [channels], or [1] for one in all.
         axis: Axis of the output channels in `weight`.
         bias: int32 [channels]; None where the op has none.
-        bias_scales: float32, shaped as `scales`: input scale times weight scales; None without bias.
+        bias_scales: float32, shaped as `scales`: input scale times weight scales, if any.
         raised: Number of channels whose scale was raised so that the int32 bias fits.
     """
 
@@ -40,7 +40,7 @@ class QuantizedLinear(msgspec.Struct, frozen=True):
 
 
 def channel_axis(node: ir.Node) -> int | None:
-    """Axis of the output channels in the weight of a linear op; None where a scale for each is not possible."""
+    """Axis of the output channels in a linear op's weight; None where they have no axis of their own."""
     weight = edit.constant_input(node, 1)
     match node.op_type:
         case "Conv":
@@ -65,8 +65,7 @@ def quantize_linear(
         input_mean: Mean of each input channel, float64 [channels], to correct the bias with; None for
             no correction.
     """
-    weight, bias = edit.constant_input(node, 1), edit.constant_input(node, 2)
-    assert weight is not None  # noqa: S101 - the plan holds no other
+    weight, bias = edit.array_at(node, 1), edit.constant_input(node, 2)
     axis = channel_axis(node) if granularity == "per-channel" else None
     scales = g.weight_scales(_magnitudes(weight, axis))
     channels = _channels(node, weight)
@@ -88,9 +87,9 @@ def quantize_linear(
 
 def _magnitudes(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
     if axis is None:
-        return np.abs(weight).max(initial=0.0).reshape(1)
+        return np.asarray(np.abs(weight).max(initial=0.0), np.float32).reshape(1)
     others = tuple(each for each in range(weight.ndim) if each != axis)
-    return np.abs(weight).max(axis=others, initial=0.0)
+    return np.asarray(np.abs(weight).max(axis=others, initial=0.0), np.float32)
 
 
 def _channels(node: ir.Node, weight: NDArray[np.float32]) -> int:
@@ -117,8 +116,6 @@ def mean_output_error(
         return np.asarray(matrix @ input_mean, np.float64)
     group = edit.integer(node, "group", 1)
     summed = error.sum(axis=tuple(range(2, error.ndim)), dtype=np.float64)
-    if node.op_type == "ConvTranspose":
-        blocks = summed.reshape(group, -1, summed.shape[1])
-        return np.einsum("gio,gi->go", blocks, input_mean.reshape(group, -1)).reshape(-1)
     blocks = summed.reshape(group, -1, summed.shape[1])
-    return np.einsum("goi,gi->go", blocks, input_mean.reshape(group, -1)).reshape(-1)
+    pattern = "gio,gi->go" if node.op_type == "ConvTranspose" else "goi,gi->go"
+    return np.asarray(np.einsum(pattern, blocks, input_mean.reshape(group, -1)).reshape(-1), np.float64)
