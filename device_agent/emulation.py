@@ -1,7 +1,7 @@
 """Whether this is the hardware that it looks like.
 
-QEMU's user mode rewrites /proc/self/exe for the program that it runs, but neither the same link under
-/proc/self/task nor what the host's kernel says of its processor.
+QEMU's user mode rewrites /proc/self/exe for the program that it runs, but neither /proc/thread-self/exe
+(seen with 7.2) nor what the host's kernel says of its processor.
 """
 
 import os
@@ -37,10 +37,9 @@ def emulation(machine: Machine, environment: Mapping[str, str], architecture: st
         return "edgepipe's embedded device: this host's own processor (EDGEPIPE_EMBEDDED is set)"
     if environment.get("EDGEPIPE_EMULATED"):
         return "an emulated device (EDGEPIPE_EMULATED={})".format(environment["EDGEPIPE_EMULATED"])
-    for link in machine.glob("/proc/self/task/[0-9]*/exe")[:1]:
-        program = _target(machine, link)
-        if re.match(r"qemu-", os.path.basename(program)):
-            return "QEMU user mode ({})".format(program)
+    program = _target(machine, "/proc/thread-self/exe")
+    if os.path.basename(program).startswith("qemu-"):
+        return "QEMU user mode ({})".format(program)
     shown = cpuinfo_architecture(machine)
     actual = "x86" if architecture in _X86 else "arm" if architecture.startswith(("arm", "aarch")) else ""
     if shown and actual and shown != actual:

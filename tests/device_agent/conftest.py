@@ -80,7 +80,6 @@ def start(root):
         path = os.pathsep.join(([str(FAKES)] if fakes else []) + [str(REPOSITORY)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONHOME", None)
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         arguments = command or [str(python), "-m", "device_agent"]
         agents.append(Agent([*prefix, *arguments, "--root", str(root)], environment))
         return agents[-1]

@@ -327,14 +327,14 @@ def test_emulation(name, architecture, environment, expected, board):
     assert bool(found) == bool(expected)
 
 
-def test_emulation_behind_a_bound_cpuinfo_shows_in_the_task_link(board, tmp_path):
+def test_emulation_behind_a_bound_cpuinfo_shows_in_the_thread_link(board, tmp_path):
     machine = board("raspberrypi4")
-    task = tmp_path / "proc/self/task/4242"
-    task.mkdir(parents=True)
-    (task / "exe").symlink_to("/usr/bin/python3.11")
+    link = tmp_path / "proc/thread-self/exe"
+    link.parent.mkdir()
+    link.symlink_to("/usr/bin/python3.11")
     assert emulation(machine, {}, "aarch64") == ""
-    (task / "exe").unlink()
-    (task / "exe").symlink_to("/usr/bin/qemu-aarch64-static")
+    link.unlink()
+    link.symlink_to("/usr/bin/qemu-aarch64-static")
     assert emulation(machine, {}, "aarch64") == "QEMU user mode (/usr/bin/qemu-aarch64-static)"
 
 
