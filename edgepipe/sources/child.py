@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
 
-QUIET = {
+ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # converters walk sets: the same model shall give the same bytes
+    "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "CUDA_VISIBLE_DEVICES": "",
 }
+"""What a child process finds set besides the environment of its parent."""
 
 UNSUPPORTED = re.compile(r"(?i)op\b.*not (supported|implemented)|unsupported op|no converter")
 
@@ -40,7 +42,7 @@ def run_child(module: str, arguments: Sequence[str], where: str) -> None:
         [sys.executable, "-m", module, *arguments],
         capture_output=True,
         check=False,
-        env={**os.environ, **QUIET},
+        env={**os.environ, **ENVIRONMENT},
         stdin=subprocess.DEVNULL,
     )
     if done.returncode == 0:

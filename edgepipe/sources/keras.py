@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepipe.errors import MissingExtra
+from edgepipe.errors import MissingExtra, ModelUnreadable
 from edgepipe.events import stage
 from edgepipe.sources.batch import settle_batch
 from edgepipe.sources.child import run_child
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MARKS = {".keras": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
+"""What such files begin with: a zip archive, or HDF5."""
+
+
 def load_keras(request: Request) -> Source:
     """Loads a .keras or .h5 file. Code in it (Lambda layers) is not run.
 
@@ -31,11 +35,22 @@ def load_keras(request: Request) -> Source:
         ModelError: input sizes are unknown, or the converter failed.
         FidelityError: the ONNX graph computes something else than Keras.
     """
+    require_tensorflow()
+    mark = MARKS[request.path.suffix.lower()]
+    with request.path.open("rb") as file:
+        if file.read(len(mark)) != mark:  # said at once, not after the seconds that TensorFlow takes to start
+            raise ModelUnreadable(
+                "the file is not a Keras model",
+                where=str(request.path),
+                got=f"{request.path.stat().st_size} bytes without the mark of a {request.path.suffix} file",
+                remedy="save the model again with model.save(path)",
+            )
     return _load(request, "keras")
 
 
 def load_savedmodel(request: Request) -> Source:
     """Loads the serving function of a SavedModel folder; errors as those of `load_keras`."""
+    require_tensorflow()
     return _load(request, "savedmodel")
 
 
@@ -52,7 +67,6 @@ def require_tensorflow() -> None:
 def _load(request: Request, kind: Kind) -> Source:
     import numpy as np
 
-    require_tensorflow()
     where = str(request.path)
     with (
         stage(request.emit, "convert TensorFlow to ONNX") as running,
