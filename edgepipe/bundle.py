@@ -105,8 +105,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         size_in_bytes: Size before.
         size_out_bytes: Size after.
         sqnr_db: SQNR of the outputs after against before, on calibration samples; None where unknown.
-        seconds: Wall time.
-        cached: True where the result came from the cache.
+        seconds: Wall time; None in a bundle, whose bytes the clock has no part in.
+        cached: True where the result came from the cache; likewise.
     """
 
     use: str
@@ -116,7 +116,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     size_in_bytes: int
     size_out_bytes: int
     sqnr_db: float | None
-    seconds: float
+    seconds: float | None = None
     cached: bool = False
 
 

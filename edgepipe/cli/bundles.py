@@ -172,4 +172,4 @@ def probe(
     )
     with ProgressView() as emit:
         facts = workflow.probe(place, emit=emit)
-    print_result(table.facts_table(facts), facts, as_json=as_json)
+    print_result(table.facts_table(facts), workflow.facts_data(facts), as_json=as_json)

@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgepipe.device.known_hosts import DEFAULT_PORT
 from edgepipe.device.ssh_config import Prompt, Route, SshOptions
 from edgepipe.errors import AuthenticationFailed
 
@@ -135,13 +136,15 @@ class _Login:
     def _failed(self, ending: str) -> AuthenticationFailed:
         tried = [*self._tried, *([ending] if ending else [])]
         methods = ", ".join(self._allowed)
+        port = "" if self._route.port == DEFAULT_PORT else f"-p {self._route.port} "
+        command = f"ssh-copy-id {port}{self._route.user}@{self._route.hostname}"
         return AuthenticationFailed(
             "the device let nobody in",
             where=str(self._route),
             got="tried: "
             + ("; ".join(tried) or "nothing, as no key was found")
             + (f". The device takes: {methods}" if methods else ""),
-            remedy=f"put a key there with `ssh-copy-id {self._route.host}`, or name the right key or user",
+            remedy=f"put a key there with `{command}`, or name the right key or user",
         )
 
 

@@ -74,12 +74,11 @@ def bundle_summary(bundle: Bundle) -> RenderableType:
             Text(artifact.name, "bold"), format_bytes(artifact.size_bytes), _ports(artifact),
             _counts(artifact.op_counts), _pairs(artifact.needs, " ≥ "),
         )  # fmt: skip
-    steps = _table("step", ">before", ">after", ">SQNR", ">seconds")
+    steps = _table("step", ">before", ">after", ">SQNR")
     for step in manifest.steps:
         sqnr = text.NONE if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
-        seconds = "cached" if step.cached else f"{step.seconds:.1f}"
         before, after = format_bytes(step.size_in_bytes), format_bytes(step.size_out_bytes)
-        steps.add_row(step.use, before, after, sqnr, seconds)
+        steps.add_row(step.use, before, after, sqnr)
     head = Text.assemble(
         (manifest.model_name, "bold"),
         f" for {manifest.target}, recipe {manifest.recipe}, seed {manifest.seed}",
@@ -363,7 +362,11 @@ def _table(*columns: str, title: str | None = None) -> Table:
     )
     for column in columns:
         right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+        # An id is there to be copied: in one piece.
+        whole = column == "run"
+        table.add_column(
+            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=whole
+        )
     return table
 
 

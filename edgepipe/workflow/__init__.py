@@ -1,6 +1,6 @@
 """Whole jobs: the one place that joins what runs on the host with what runs on a device."""
 
-from edgepipe.workflow.deployment import Pushed, bench, deploy, probe, push
+from edgepipe.workflow.deployment import Pushed, bench, deploy, facts_data, probe, push
 from edgepipe.workflow.judge import Judged, evaluate_subject
 from edgepipe.workflow.make import Made, compress
 from edgepipe.workflow.rewrite import convert
@@ -14,6 +14,7 @@ __all__ = [
     "convert",
     "deploy",
     "evaluate_subject",
+    "facts_data",
     "probe",
     "push",
 ]

@@ -19,8 +19,7 @@ from edgepipe.bundle import Bundle, read_bundle
 from edgepipe.device.push import push as push_bundle
 from edgepipe.events import Emit, silent
 from edgepipe.job import Effort, Job, Place
-
-# TEMP
+from edgepipe.report.html import write_report
 from edgepipe.store import RECORD, ArtifactResult, DataUse, Run, new_run_id, save_run
 from edgepipe.target import load_target
 from edgepipe.workflow.judge import Judged, judge_bundle
@@ -80,7 +79,8 @@ def deploy(
             if prepared.evaluation is not None:
                 judged = judge_bundle(made.bundle, prepared.source.model, prepared.evaluation, emit)
             results = measure_bundle(made.bundle, prepared.target, device, effort, emit=emit)
-            run = _with_evaluation(_run(run_id, created, made.bundle, device, results), prepared, judged)
+            run = _run(run_id, created, made.bundle, device, results)
+            run = _with_evaluation(msgspec.structs.replace(run, steps=made.steps), prepared, judged)
             _keep(run, store)
     raise_if_nothing_ran(run)
     return run
@@ -202,4 +202,4 @@ def _whole_or_gone(folder: Path) -> Iterator[None]:
 def _keep(run: Run, store: Path) -> None:
     """Stores the run with its report."""
     folder = save_run(store, run)
-    # TEMP write_report([run], folder / REPORT)
+    write_report([run], folder / REPORT)

@@ -27,10 +27,17 @@ PACKAGES = ("ai-edge-litert", "numpy", "onnx", "onnxruntime", "tf2onnx", "torch"
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle with what it was made from."""
+    """A bundle with what it was made from.
+
+    Attributes:
+        bundle: What was made.
+        prepared: Of what.
+        steps: As in the bundle's manifest, with the time that each took.
+    """
 
     bundle: Bundle
     prepared: Prepared
+    steps: tuple[Step, ...]
 
 
 def compress(job: Job, folder: Path, *, emit: Emit = silent, cache: Path | None = None) -> Made:
@@ -77,7 +84,7 @@ def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path |
             files |= its_files
             sealing.advance(done)
     manifest = _manifest(prepared, steps, tuple(artifacts))
-    return Made(bundle=write_bundle(folder, manifest, files), prepared=prepared)
+    return Made(bundle=write_bundle(folder, manifest, files), prepared=prepared, steps=steps)
 
 
 def _emit(prepared: Prepared, reference: Model, model: Model) -> Iterator[Emission]:
@@ -114,7 +121,8 @@ def _manifest(prepared: Prepared, steps: tuple[Step, ...], artifacts: tuple[Arti
         calibration=None
         if data is None
         else Calibration(source=data.source, digest=data.digest, samples=len(data), random=data.random),
-        steps=steps,
+        # The same job gives the same bytes, however long it took and whatever the cache held.
+        steps=tuple(msgspec.structs.replace(step, seconds=None, cached=False) for step in steps),
         artifacts=artifacts,
         versions=installed_versions(),
     )
