@@ -20,6 +20,7 @@ from edgepipe.errors import AgentFailed, DeviceTimeout, UsageError
 
 DEFAULT_TIMEOUT_S = 60.0
 _STDERR_TAIL_CHUNKS = 64
+_MAX_LINE_BYTES = 1 << 22
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,11 +178,16 @@ class Channel:
     def read_line(self, timeout_s: float) -> bytes | None:
         """The next line without its newline; None at the end of stdout.
 
+        A line that does not end is cut at some MiB.
+
         Raises:
             DeviceTimeout: No whole line came in time.
         """
         deadline = time.monotonic() + timeout_s
         while (newline := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _MAX_LINE_BYTES:
+                newline = len(self._buffer)
+                break
             chunk = self._next_chunk(max(0.0, deadline - time.monotonic()))
             if not chunk:
                 line = bytes(self._buffer)

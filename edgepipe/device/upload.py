@@ -1,7 +1,7 @@
 """Bringing files to a device: streamed, resumable, checked there, and in place only when whole.
 
-A file travels as ``NAME.part`` through ``cat`` on the exec channel (SFTP is slower, and small systems
-lack it). When all of it is there and its sha256 is right, the device renames it. A cut connection or
+A file travels as ``NAME.part`` through ``cat`` on the exec channel (as fast as SFTP, which small systems
+lack). When all of it is there and its sha256 is right, the device renames it. A cut connection or
 Ctrl-C leaves the part where it is, on purpose: the next upload of the same contents goes on from there.
 """
 

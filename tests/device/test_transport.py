@@ -149,6 +149,22 @@ def test_talking_line_by_line(place):
         assert channel.wait(10) == 0
 
 
+def test_a_line_that_does_not_end_is_cut(place):
+    with place[0].open(["sh", "-c", "yes | tr -d '\\n'"]) as channel:
+        line = channel.read_line(30)
+    assert 1 << 22 < len(line) < 1 << 23
+    assert set(line) == {ord("y")}
+
+
+def test_what_login_scripts_say_is_passed_over(start_openssh):
+    noise = "echo Welcome; printf 'no newline'; echo hint >&2"
+    server = start_openssh(ForceCommand=f'{noise}; cd "$HOME" && exec sh -c "$SSH_ORIGINAL_COMMAND"')
+    with connect(server.host, server.ssh_options) as transport:
+        assert transport.run(["echo", "in"]).stdout == b"in\n"
+        assert transport.run(["cat"], stdin=b"x" * 100_000).stdout == b"x" * 100_000
+        assert transport.run(["true"]).stdout == b""
+
+
 def test_silence_is_a_timeout(place):
     transport, _ = place
     with pytest.raises(DeviceTimeout) as error:
