@@ -1,0 +1,1 @@
+"""Emitters: one model, written for each runtime."""

@@ -81,12 +81,10 @@ class _Shifted:
     """Makes the shifted copies of constants, one for each."""
 
     def __init__(self, graph: onnx.GraphProto, links: _Links, dtype: str) -> None:
-        import onnx
-
         self.graph = graph
         self.links = links
         self.dtype = dtype
-        self.element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.element_type = _element_type(dtype)
         self.retyped: set[str] = set()
         self._copies: dict[str, str] = {}
 
@@ -152,22 +150,35 @@ def strip_boundary(proto: onnx.ModelProto) -> dict[str, PortGrid]:
         Type, scale and zero point by name, of the ports that became integers.
     """
     grids = dict[str, PortGrid]()
-    for value, node, integers in [*_quantized_inputs(proto.graph), *_quantized_outputs(proto.graph)]:
-        links = _Links(proto.graph)
-        grid = _grid(node, links)
-        if grid is None:
-            continue
-        grids[value.name] = grid
-        proto.graph.node.remove(node)
-        for other in proto.graph.node:
-            for names in (other.input, other.output):
-                for index, name in enumerate(names):
-                    if name == integers:
-                        names[index] = value.name
-        import onnx
-
-        value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(grid.dtype))
+    for find in (_quantized_inputs, _quantized_outputs):
+        for value, node, integers in list(find(proto.graph)):
+            grid = _grid(node, _Links(proto.graph))
+            if grid is not None:
+                grids[value.name] = grid
+                _replace_by_port(proto.graph, node, integers, value)
+                value.type.tensor_type.elem_type = _element_type(grid.dtype)
     return grids
+
+
+def _replace_by_port(
+    graph: onnx.GraphProto, node: onnx.NodeProto, integers: str, port: onnx.ValueInfoProto
+) -> None:
+    """Removes a Q or DQ; what were its integers goes by the port's name from now on."""
+    graph.node.remove(node)
+    for other in graph.node:
+        for names in (other.input, other.output):
+            for index, name in enumerate(names):
+                if name == integers:
+                    names[index] = port.name
+    stale = [value for value in graph.value_info if value.name in (integers, port.name)]
+    for value in stale:
+        graph.value_info.remove(value)
+
+
+def _element_type(dtype: str) -> int:
+    import onnx
+
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def _quantized_inputs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.ValueInfoProto, onnx.NodeProto, str]]:

@@ -1,5 +1,7 @@
 """Streamed statistics against numpy on all data at once."""
 
+import itertools
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def test_counts_are_numpys(values):
     assert (histogram.low, histogram.high) == (values.min(), values.max())
     edges = (np.arange(len(histogram.counts) + 1) + histogram.first) * histogram.width
     expected = np.array(
-        [((values >= low) & (values < high)).sum() for low, high in zip(edges, edges[1:], strict=False)]
+        [((values >= low) & (values < high)).sum() for low, high in itertools.pairwise(edges)]
     )
     np.testing.assert_array_equal(histogram.counts, expected)
 

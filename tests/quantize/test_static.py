@@ -51,8 +51,9 @@ CNN = """net (float[n,3,8,8] x) => (float[n,5] y) {
     y = Gemm<transB=1>(i, w4, b4)
 }"""
 CONSTANTS = {
-    "w1": normal(8, 3, 3, 3) / 5, "b1": normal(8), "w2": normal(8, 1, 3, 3), "b2": normal(8), "w3": normal(8, 8, 1, 1) / 3,
-    "b3": normal(8), "w4": normal(5, 8), "b4": normal(5), "zero": np.float32(0), "six": np.float32(6),
+    "w1": normal(8, 3, 3, 3) / 5, "b1": normal(8), "w2": normal(8, 1, 3, 3), "b2": normal(8),
+    "w3": normal(8, 8, 1, 1) / 3, "b3": normal(8), "w4": normal(5, 8), "b4": normal(5),
+    "zero": np.float32(0), "six": np.float32(6),
 }  # fmt: skip
 
 
@@ -158,7 +159,8 @@ def test_pools_and_layout_changes_keep_the_grid(build_model, quantize, read_qdq)
             t = Transpose<perm=[0,2,3,1]>(d)
             y = Flatten(t)
         }""",
-        zeros=np.array([0, 0]), threes=np.array([3, 3]), axes=np.array([2, 3]), pads=np.array([0, 1, 0, 0, 0, 1, 0, 0]),
+        zeros=np.array([0, 0]), threes=np.array([3, 3]), axes=np.array([2, 3]),
+        pads=np.array([0, 1, 0, 0, 0, 1, 0, 0]),
     )  # fmt: skip
     qdq = read_qdq(quantize(model)[1])
     assert len({qdq.grid(name) for name in "xpqsdty"}) == 1
@@ -174,7 +176,7 @@ def test_concatenated_tensors_share_one_grid(build_model, quantize, read_qdq):
         }""",
         w1=normal(4, 3, 1, 1), w2=10 * normal(4, 3, 1, 1),
     )  # fmt: skip
-    simple, result, samples = quantize(model)
+    _simple, result, _samples = quantize(model)
     qdq = read_qdq(result)
     assert len({qdq.grid(name) for name in "acy"}) == 1
     assert "Relu" in qdq.core()  # the shared grid goes below zero
