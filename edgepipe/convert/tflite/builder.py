@@ -13,8 +13,8 @@ from edgepipe.convert.tflite.layout import Layout, moves_nothing, plain
 from edgepipe.convert.tflite.program import Operator, Options, Program, Tensor
 from edgepipe.convert.tflite.versions import Use, lowest_version
 
-# A DEQUANTIZE operator costs about as many bytes as halving this many weights saves.
-_LEAST_FLOAT16 = 64
+# Halving fewer weights than these saves hardly more bytes than the DEQUANTIZE operator costs.
+_LEAST_FLOAT16 = 256
 
 
 class View(msgspec.Struct, frozen=True):
@@ -83,8 +83,8 @@ class Builder:
             value = self.graph.values[name]
             dtype = "int8" if view.grid is not None else value.dtype
             tensor = self.tensor(name, view.layout.shape(value.shape), dtype, view.grid)
-        self._views[name] = {view: tensor}
         self._first[name] = view
+        self._views[name] = {view: tensor}
         return tensor
 
     def first(self, name: str) -> View:
@@ -94,20 +94,21 @@ class Builder:
     def view(self, name: str, wanted: View) -> Tensor:
         """The value in the wanted view, converted if need be.
 
-        A quantized value is always read through its own grid, also by a reader that wants a float:
-        that is what its Q/DQ pair says.
+        A quantized value is always read through its own grid, also by a reader that wants a float or
+        another grid: that is what its Q/DQ pair says.
         """
-        views = self._views[name]
-        current = self._first[name]
         own = self.graph.values[name].grid
-        steps = [View(current.layout, wanted.grid), wanted]
-        if own is not None:
-            steps.insert(0, View(current.layout, own))
-        for step in steps:
-            if step not in views:
-                views[step] = self._convert(name, current, step)
+        current = self._first[name]
+        if own is not None and current.grid != own:
+            settled = View(current.layout, own)
+            # From here on, the tensor that the op wrote is no view of the value: it is not rounded yet.
+            self._views[name] = {settled: self._convert(name, current, settled)}
+            self._first[name] = current = settled
+        for step in (View(current.layout, wanted.grid), wanted):
+            if step not in self._views[name]:
+                self._views[name][step] = self._convert(name, current, step)
             current = step
-        return views[wanted]
+        return self._views[name][wanted]
 
     def program(self, inputs: tuple[tuple[str, int], ...], outputs: tuple[tuple[str, int], ...]) -> Program:
         """What was built, with its ports; their tensors get the ports' names where those are free."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from edgepipe.convert.tflite.graph import Array, Graph, Node, Value
+from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
 from edgepipe.convert.tflite.lower.activation import FUSED, clip_bounds
 
 # Ops that TFLite fuses an activation behind.
@@ -192,8 +192,7 @@ def _with_activation(first: Node, clip: Node, graph: Graph) -> Node | None:
         return None
     bounds = (0.0, np.inf) if clip.op == "Relu" else clip_bounds(clip.settings)
     between, after = graph.values[first.outputs[0]].grid, graph.values[clip.outputs[0]].grid
-    if between is not None and (after is None or between.low > after.low + after.scale[0] / 2 or
-                                between.high < after.high - after.scale[0] / 2):  # fmt: skip
+    if between is not None and (after is None or not _covers(between, after)):
         return None
     if bounds in FUSED:
         activation = FUSED[bounds]
@@ -202,3 +201,9 @@ def _with_activation(first: Node, clip: Node, graph: Graph) -> Node | None:
     else:
         return None
     return msgspec.structs.replace(first, outputs=clip.outputs, activation=activation)
+
+
+def _covers(between: Grid, after: Grid) -> bool:
+    """Whether leaving out the first grid clips as before, to within the step that its ends are rounded by."""
+    step = between.scale[0]
+    return between.low <= after.low + step and between.high >= after.high - step

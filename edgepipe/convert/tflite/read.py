@@ -238,7 +238,12 @@ class _Reader:
             raise _refusal(proto, f"op set {self.opset} of ONNX has no such op") from error
         except onnx.shape_inference.InferenceError as error:
             raise _refusal(proto, f"its shapes do not fit: {error}") from error
-        return [(name, *_static(proto, found.get(name))) for name in proto.output if name]
+        shapes = [(name, *_static(proto, found.get(name))) for name in proto.output if name]
+        if _attributes(proto).get("ceil_mode", 0):
+            source = types[proto.input[0]].tensor_type.shape.dim
+            sizes = tuple(size.dim_value for size in source)
+            shapes = [(name, _without_overhang(proto, sizes, shape), dtype) for name, shape, dtype in shapes]
+        return shapes
 
 
 def _static(proto: onnx.NodeProto, found: onnx.TypeProto | None) -> tuple[tuple[int, ...], str]:
@@ -253,6 +258,23 @@ def _static(proto: onnx.NodeProto, found: onnx.TypeProto | None) -> tuple[tuple[
         raise _refusal(proto, "its output shape depends on data")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return tuple(size.dim_value for size in tensor.shape.dim), dtype
+
+
+def _without_overhang(
+    proto: onnx.NodeProto, sizes: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The shape of a pool in ceil mode less the windows that start behind the input.
+
+    The standard leaves them out since op set 22, and runtimes always have; shape inference does not.
+    """
+    settings = _attributes(proto)
+    count = len(sizes) - 2
+    strides, pads = settings.get("strides", [1] * count), settings.get("pads", [0] * 2 * count)
+    kept = [
+        result - ((result - 1) * stride >= size + before)
+        for result, stride, size, before in zip(shape[2:], strides, sizes[2:], pads[:count], strict=True)
+    ]
+    return (*shape[:2], *kept)
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

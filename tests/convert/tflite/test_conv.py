@@ -22,7 +22,13 @@ def convolutions(draw):
     size = [draw(st.integers(s, 9)) for s in span]
     group = draw(st.sampled_from([1, 1, 2, 4]))
     per_group, outputs = draw(st.sampled_from([1, 1, 2, 3])), draw(st.sampled_from([1, 2]))
-    attributes = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads, "group": group}
+    attributes = {
+        "kernel_shape": kernel,
+        "strides": strides,
+        "dilations": dilations,
+        "pads": pads,
+        "group": group,
+    }
     auto = draw(st.sampled_from([None, None, "SAME_UPPER", "SAME_LOWER", "VALID"]))
     if auto and max(dilations) == 1:  # ONNX Runtime has no dilation with SAME
         del attributes["pads"]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
+
+import msgspec
+import numpy as np
 
 from edgepipe.convert.tflite.layout import plain
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
+from edgepipe.convert.tflite.program import Options, Tensor
 
 
 def lower_reduce(site: Site, code: str, *, same_grid: bool) -> None:
@@ -23,7 +28,27 @@ def lower_reduce(site: Site, code: str, *, same_grid: bool) -> None:
     source = site.read(0, layout)
     places = site.integers("axes", sorted(layout.axis(axis) for axis in reduced))
     result = site.define(layout if keep else layout.reduced(reduced), grid=source.grid if same_grid else None)
-    site.builder.operator(code, [source, places], [result], options("ReducerOptions", keepDims=keep))
+    table = options("ReducerOptions", keepDims=keep)
+    if code == "SUM" and result.grid is not None:
+        count = prod(site.value().shape[axis] for axis in reduced)
+        _sum_on_integers(site, [source, places], result, table, count)
+    else:
+        site.builder.operator(code, [source, places], [result], table)
+
+
+def _sum_on_integers(site: Site, inputs: list[Tensor], result: Tensor, table: Options, count: int) -> None:
+    """A sum as a mean on a grid finer by the count, times the count: the same integers, twice.
+
+    The reference kernel of SUM does not convert between int8 grids (LiteRT 2.3), that of MEAN does.
+    """
+    grid = site.result().grid
+    if grid is None:
+        raise TypeError(f"{site.node.name} writes a float")
+    fine = msgspec.structs.replace(grid, scale=(float(np.float32(grid.scale[0] / count)),))
+    mean = site.scratch("mean", result.shape, fine)
+    site.builder.operator("MEAN", inputs, [mean], table)
+    fields = options("MulOptions", fusedActivationFunction="NONE")
+    site.builder.operator("MUL", [mean, site.scalar("count", count)], [result], fields)
 
 
 RULES = {
