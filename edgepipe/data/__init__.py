@@ -7,6 +7,7 @@ Data is an .npz with `x` (in the layout, type and scale of the model's input) an
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepipe.data.arrays import read_npy, read_npz
 from edgepipe.data.conform import conform_labels, conform_samples
@@ -16,6 +17,9 @@ from edgepipe.errors import DataNotFound, DataUnreadable, ProjectError, UsageErr
 from edgepipe.events import Emit, silent
 from edgepipe.model import TensorSpec
 from edgepipe.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from edgepipe.data.arrays import Arrays
 
 __all__ = ["Dataset", "load_data", "make_dataset", "random_data", "split"]
 
@@ -63,6 +67,16 @@ def load_data(
         )
     if path.is_dir():
         return _load_images(path, spec, classes, preprocessing, limit, seed, emit)
+    x, y = _read_arrays(path)
+    x = conform_samples(x, spec, str(path))
+    labels = None if y is None else conform_labels(y, len(x), classes, str(path))
+    rows = _chosen(len(x), limit, seed)
+    if rows is not None:
+        x, labels = x[rows], None if labels is None else labels[rows]
+    return make_dataset(x, labels, path.name)
+
+
+def _read_arrays(path: Path) -> Arrays:
     suffix = path.suffix.lower()
     if suffix not in {".npz", ".npy"}:
         raise DataUnreadable(
@@ -71,13 +85,7 @@ def load_data(
             got=f"suffix {suffix}" if suffix else "no suffix",
             remedy="give an .npz with `x` and optional `y`, an .npy, or a folder class/*.jpg",
         )
-    x, y = read_npz(path) if suffix == ".npz" else read_npy(path)
-    x = conform_samples(x, spec, str(path))
-    labels = None if y is None else conform_labels(y, len(x), classes, str(path))
-    rows = _chosen(len(x), limit, seed)
-    if rows is not None:
-        x, labels = x[rows], None if labels is None else labels[rows]
-    return make_dataset(x, labels, path.name)
+    return read_npz(path) if suffix == ".npz" else read_npy(path)
 
 
 def _load_images(

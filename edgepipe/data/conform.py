@@ -74,6 +74,23 @@ def conform_labels(
     """
     import numpy as np
 
+    _check_label_form(y, samples, where)
+    flat = y.reshape(-1).astype(np.int64)
+    outside = flat < 0 if classes is None else (flat < 0) | (flat >= classes)
+    if outside.any():
+        first = int(np.argmax(outside))
+        allowed = "0 or more" if classes is None else f"0 to {classes - 1}, the model's classes"
+        raise LabelsOutOfRange(
+            "labels are out of range",
+            where=where,
+            got=f"label {flat[first]} at sample {first}, {int(outside.sum())} such labels in all",
+            remedy=f"labels must be {allowed}; check where counting starts and whether the model "
+            "has a background class",
+        )
+    return flat
+
+
+def _check_label_form(y: NDArray[np.generic], samples: int, where: str) -> None:
     if y.ndim == 2 and len(y) == samples and y.shape[1] > 1:
         raise DataShapeMismatch(
             "labels must be class numbers, one a sample",
@@ -95,19 +112,6 @@ def conform_labels(
             got=f"y of type {y.dtype}",
             remedy="save the class numbers as int64: y.astype(np.int64)",
         )
-    flat = y.reshape(-1).astype(np.int64)
-    outside = flat < 0 if classes is None else (flat < 0) | (flat >= classes)
-    if outside.any():
-        first = int(np.argmax(outside))
-        allowed = "0 or more" if classes is None else f"0 to {classes - 1}, the model's classes"
-        raise LabelsOutOfRange(
-            "labels are out of range",
-            where=where,
-            got=f"label {flat[first]} at sample {first}, {int(outside.sum())} such labels in all",
-            remedy=f"labels must be {allowed}; check where counting starts and whether the model "
-            "has a background class",
-        )
-    return flat
 
 
 def _check_type(x: NDArray[np.generic], spec: TensorSpec, where: str) -> None:

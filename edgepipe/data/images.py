@@ -92,30 +92,26 @@ def decode_images(
             where=f"input {spec}",
             remedy="prepare the data as an .npz in the input's own type",
         )
-    first = _decode(listing.files[0], preprocessing)
+    first = decode_image(listing.files[0], preprocessing)
     _check_shape(first, spec, listing.files[0])
     _check_memory(first.nbytes * len(listing.files), len(listing.files))
     x = np.empty((len(listing.files), *first.shape), np.float32)
     with stage(emit, "decode images", total=len(x)) as running:
         for row, file in enumerate(listing.files):
-            sample = first if row == 0 else _decode(file, preprocessing)
+            sample = first if row == 0 else decode_image(file, preprocessing)
             _check_shape(sample, spec, file)
             x[row] = sample
             running.advance(row + 1)
     return x
 
 
-def _images(folder: Path) -> tuple[Path, ...]:
-    return tuple(
-        sorted(
-            entry
-            for entry in folder.iterdir()
-            if entry.suffix.lower() in SUFFIXES and entry.name[0] != "." and entry.is_file()
-        )
-    )
+def decode_image(file: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """One image, decoded and preprocessed: float32 [...].
 
-
-def _decode(file: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    Raises:
+        DataUnreadable: a file that is no image, or a damaged one.
+        DataShapeMismatch: an image smaller than the crop.
+    """
     from PIL import Image
 
     try:
@@ -135,6 +131,16 @@ def _decode(file: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
             got=str(error),
             remedy="set `resize` in [preprocessing] to at least `crop`",
         ) from error
+
+
+def _images(folder: Path) -> tuple[Path, ...]:
+    return tuple(
+        sorted(
+            entry
+            for entry in folder.iterdir()
+            if entry.suffix.lower() in SUFFIXES and entry.name[0] != "." and entry.is_file()
+        )
+    )
 
 
 def _check_shape(sample: NDArray[np.float32], spec: TensorSpec, file: Path) -> None:

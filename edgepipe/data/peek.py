@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepipe.data.arrays import read_npy, read_npz
-from edgepipe.data.images import list_images
+from edgepipe.data.images import decode_image, list_images
 from edgepipe.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -29,13 +29,12 @@ def peek(path: Path, count: int, *, preprocessing: Preprocessing | None = None) 
         DataError: The file or an image cannot be read.
     """
     import numpy as np
-    from PIL import Image
 
     if path.is_dir():
         if preprocessing is None:
             return None
-        with_files = list_images(path, None).files[:count]
-        return np.stack([preprocessing.apply(Image.open(file)) for file in with_files])
+        decoded = [decode_image(file, preprocessing) for file in list_images(path, None).files[:count]]
+        return np.stack(decoded) if len({sample.shape for sample in decoded}) == 1 else None
     if not path.is_file() or path.suffix.lower() not in {".npz", ".npy"}:
         return None
     x, _ = read_npz(path) if path.suffix.lower() == ".npz" else read_npy(path)

@@ -58,38 +58,40 @@ def load(
         UsageError: weights were given for a source that has its own.
     """
     path, factory = _split_factory(source)
-    if not path.exists():
+    request = Request(
+        path=path,
+        origin=source,
+        factory=factory,
+        weights=None if weights is None else Path(weights),
+        input_shape=input_shape,
+        sample=sample,
+        seed=seed,
+        emit=emit,
+    )
+    _check(request)
+    return _loader(path, factory)(request)
+
+
+def _check(request: Request) -> None:
+    if not request.path.exists():
         raise ModelNotFound(
             "there is no such model",
-            where=str(path),
-            remedy=_near_names(path) or "check the path; it is relative to the working folder",
+            where=str(request.path),
+            remedy=_near_names(request.path) or "check the path; it is relative to the working folder",
         )
-    if weights is not None and not factory:
+    if request.weights is not None and not request.factory:
         raise UsageError(
             "--weights goes with a torch factory only",
-            where=source,
-            got=weights,
+            where=request.origin,
+            got=str(request.weights),
             remedy="name the model as file.py:factory",
         )
-    if input_shape is not None and (not input_shape or min(input_shape) < 1):
+    if request.input_shape is not None and min(request.input_shape, default=0) < 1:
         raise UsageError(
             "--input-shape needs positive sizes, batch first",
-            got=",".join(map(str, input_shape)),
+            got=",".join(map(str, request.input_shape)),
             remedy="for instance --input-shape 1,3,224,224",
         )
-    loader = _loader(path, factory)
-    return loader(
-        Request(
-            path=path,
-            origin=source,
-            factory=factory,
-            weights=None if weights is None else Path(weights),
-            input_shape=input_shape,
-            sample=sample,
-            seed=seed,
-            emit=emit,
-        )
-    )
 
 
 def _split_factory(source: str) -> tuple[Path, str]:

@@ -45,35 +45,38 @@ def run_child(module: str, arguments: Sequence[str], where: str) -> None:
         env={**os.environ, **ENVIRONMENT},
         stdin=subprocess.DEVNULL,
     )
-    if done.returncode == 0:
-        return
+    if done.returncode:
+        raise _explain(done, where)
+
+
+def _explain(done: subprocess.CompletedProcess[bytes], where: str) -> ModelError:
     try:
         report = json.loads(done.stdout.decode(errors="replace").strip().splitlines()[-1])
         kind, message = str(report["error"]), str(report["message"]).strip()
     except (IndexError, ValueError, KeyError, TypeError):
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ModelError(
+        return ModelError(
             "the converter's process died",
             where=where,
             got=f"exit status {done.returncode}; {lines[-1] if lines else 'no message'}",
             remedy="a negative status is a signal: -9 means out of memory",
-        ) from None
+        )
     first = message.splitlines()[0] if message else kind
     if kind == "Unreadable":
-        raise ModelUnreadable(
+        return ModelUnreadable(
             "the model cannot be loaded",
             where=where,
             got=first,
             remedy="save it again with its own framework",
         )
     if UNSUPPORTED.search(message):
-        raise UnsupportedOp(
+        return UnsupportedOp(
             "the model has an op that tf2onnx cannot convert",
             where=where,
             got=first,
             remedy="replace the op, or export the model to ONNX with its own framework",
         )
-    raise ModelError(
+    return ModelError(
         "the model cannot be converted to ONNX",
         where=where,
         got=f"{kind}: {first}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgepipe.data.conform import conform_samples
 from edgepipe.errors import DataShapeMismatch, FidelityError, ModelError
 from edgepipe.model import TensorSpec
 from edgepipe.runtime import open_session
@@ -67,18 +68,12 @@ class Trial:
         """
         results = run_onnx(payload, self.feeds)
         error_energy = signal_energy = max_abs_error = peak = 0.0
-        for want_all, got_all in zip(reference, results, strict=True):
-            if len(want_all) != len(got_all):
-                raise FidelityError(
-                    "the conversion changed the number of outputs",
-                    got=f"{len(got_all)} outputs, {len(want_all)} in the source",
-                )
-            for want, got in zip(want_all, got_all, strict=True):
-                error, signal = _difference(want, got, by)
-                error_energy += float(np.sum(error**2))
-                signal_energy += float(np.sum(signal**2))
-                max_abs_error = max(max_abs_error, float(np.max(np.abs(error), initial=0)))
-                peak = max(peak, float(np.max(np.abs(signal), initial=0)))
+        for want, got in _pairs(reference, results):
+            error, signal = _difference(want, got, by)
+            error_energy += float(np.sum(error**2))
+            signal_energy += float(np.sum(signal**2))
+            max_abs_error = max(max_abs_error, float(np.max(np.abs(error), initial=0)))
+            peak = max(peak, float(np.max(np.abs(signal), initial=0)))
         if max_abs_error > RELATIVE_BOUND * peak + ABSOLUTE_BOUND:
             raise FidelityError(
                 f"the converted model does not compute what {by} computes for the source",
@@ -107,6 +102,19 @@ def run_onnx(payload: bytes, feeds: Sequence[Tensors]) -> list[Tensors]:
     """Runs a serialized ONNX model with ONNX Runtime on the CPU, one thread."""
     session = open_session(payload, "onnx")
     return [session.run(feed) for feed in feeds]
+
+
+def _pairs(
+    reference: Sequence[Tensors], results: Sequence[Tensors]
+) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:
+    """Every output of every run, of the source and of the ONNX graph."""
+    for want, got in zip(reference, results, strict=True):
+        if len(want) != len(got):
+            raise FidelityError(
+                "the conversion changed the number of outputs",
+                got=f"{len(got)} outputs, {len(want)} in the source",
+            )
+        yield from zip(want, got, strict=True)
 
 
 def _difference(
@@ -154,18 +162,14 @@ def _given(inputs: Sequence[TensorSpec], sample: NDArray[np.generic]) -> list[Te
             got=", ".join(str(spec) for spec in inputs),
             remedy="leave --data away; random samples are then used for the fidelity check",
         )
-    spec = inputs[0]
-    batch = _batch(spec)
-    fits = sample.ndim == len(spec.shape) and all(
-        size is None or size == given for size, given in zip(spec.shape[1:], sample.shape[1:], strict=False)
-    )
-    if not fits or len(sample) < batch:
+    spec, batch = inputs[0], _batch(inputs[0])
+    sample = conform_samples(sample[: max(batch, SAMPLES)], spec, "the samples given")
+    if len(sample) < batch:
         raise DataShapeMismatch(
-            "the samples do not have the shape of the model's input",
+            "there are fewer samples than the model's batch takes",
             where=str(spec),
-            got=f"{list(sample.shape)}",
+            got=f"{len(sample)} samples",
+            remedy=f"give at least {batch}, or export the model with a batch of one",
         )
     count = max(batch, min(len(sample), SAMPLES) // batch * batch)
-    return [
-        [np.ascontiguousarray(sample[i : i + batch], np.dtype(spec.dtype))] for i in range(0, count, batch)
-    ]
+    return [[np.ascontiguousarray(sample[i : i + batch])] for i in range(0, count, batch)]

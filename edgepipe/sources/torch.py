@@ -45,7 +45,10 @@ def load_factory(request: Request) -> Source:
         module = make_module(request)
         require_one_input(module, request)
         example = _example(request)
-        remedy = f"the module was called with {list(example[:1].shape)}; set --input-shape to what it takes"
+        remedy = (
+            f"the module was called with {list(example[:1].shape)}; "
+            "set --input-shape, or the data, to what it takes"
+        )
         with torch.no_grad(), blaming(request.path, "in forward()", remedy):
             outputs = _tensors(module(example[:1]))
         proto = _export_module(module, example, len(outputs), request.emit)

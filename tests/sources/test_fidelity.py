@@ -93,3 +93,17 @@ def test_feeds_have_the_batch_of_the_model(count, batch, seed):
 def test_text_inputs_are_refused():
     with pytest.raises(errors.ModelError, match="type"):
         Trial([TensorSpec("x", "object", (None, 2))], Request(path=Path("x"), origin="x"))
+
+
+@pytest.mark.parametrize(
+    ("sample", "error"),
+    [
+        (np.full((2, 3, 8, 8), np.nan, np.float32), errors.DataNotFinite),
+        (np.zeros((2, 3, 8, 8), np.uint8), errors.DataTypeMismatch),
+        (np.zeros((2, 8, 8, 3), np.float32), errors.DataShapeMismatch),
+    ],
+)
+def test_bad_samples_are_named_as_such(model, sample, error):
+    with pytest.raises(error) as caught:
+        Trial(model.inputs, Request(path=Path("x"), origin="x", sample=sample))
+    assert caught.value.remedy
