@@ -36,11 +36,11 @@ def failure_of(error: BaseException) -> Failed:
     detail = detail[-_DETAIL_CHARACTERS:]
     for kind, classes in _KINDS.items():
         if isinstance(error, classes):
-            return Failed(kind, text, detail)
+            return Failed(kind, text)
     if isinstance(error, FileNotFoundError):
-        return Failed("file-missing", "no such file: {}".format(error.filename or text), detail)
+        return Failed("file-missing", "no such file: {}".format(error.filename or text))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failed("disk-full", "no room left on the device: {}".format(error.filename or text), detail)
+        return Failed("disk-full", "no room left on the device: {}".format(error.filename or text))
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _OUT_OF_MEMORY):
         return Failed("out-of-memory", "the process could not allocate memory: {}".format(text), detail)
     return Failed("python-error", "{}: {}".format(type(error).__name__, text), detail)
