@@ -120,7 +120,9 @@ def histograms(views: Sequence[ResultView]) -> Histograms | None:
 
 def traces(views: Sequence[ResultView], *, height: float = 96) -> tuple[Trace, ...]:
     """Latencies over time of every artifact that has a median."""
-    return tuple(_trace(view.name, _latencies(view.result.measurement), height) for view in views if _timed(view))
+    return tuple(
+        _trace(view.name, _latencies(view.result.measurement), height) for view in views if _timed(view)
+    )
 
 
 def forest(differences: Sequence[tuple[str, Estimate]]) -> Forest | None:

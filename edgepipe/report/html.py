@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgepipe.bundle import Step
 from edgepipe.errors import OutputError
 from edgepipe.report import charts, text
-from edgepipe.report.view import ResultView, RunView, view_of
+from edgepipe.report.view import RunView, view_of
 from edgepipe.store import Run
 from edgepipe.units import format_bytes, format_ns, format_share
 
@@ -21,12 +21,24 @@ TEMPLATE = "report.html"
 
 
 class Note(msgspec.Struct, frozen=True):
-    """Something to know of some artifacts' figures: how grave it is, what was seen, what to do, of which."""
+    """Something to know of some artifacts' figures.
 
-    grade: str
+    Attributes:
+        label: "UNFIT", "INVALID" or "NOTE".
+        text: What was seen.
+        advice: What to do about it.
+        artifacts: Which it concerns; "" for all.
+    """
+
+    label: str
     text: str
     advice: str
     artifacts: str
+
+    @property
+    def grade(self) -> str:
+        """The style it is shown in."""
+        return "warn" if self.label == "NOTE" else "bad"
 
 
 def write_report(runs: Sequence[Run], output: Path) -> None:
@@ -102,15 +114,16 @@ def notes(view: RunView) -> list[Note]:
     """Every reason and warning once, the gravest first, with the artifacts that it concerns."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for why in view.unfit:
-        found[("bad", f"unfit for accuracy claims: {why}", "evaluate and calibrate on real, separate samples")] = []
+        advice = "calibrate and evaluate on real, separate samples"
+        found["UNFIT", f"unfit for accuracy claims: {why}", advice] = []
     for each in view.results:
         if each.result.skipped:
-            found.setdefault(("bad", each.result.skipped, ""), []).append(each.name)
+            found.setdefault(("INVALID", each.result.skipped, ""), []).append(each.name)
         if each.verdict:
-            for grade, findings in (("bad", each.verdict.reasons), ("warn", each.verdict.warnings)):
+            for label, findings in (("INVALID", each.verdict.reasons), ("NOTE", each.verdict.warnings)):
                 for finding in findings:
-                    found.setdefault((grade, finding.text, finding.advice), []).append(each.name)
-    ordered = sorted(found.items(), key=lambda item: item[0][0] != "bad")
+                    found.setdefault((label, finding.text, finding.advice), []).append(each.name)
+    ordered = sorted(found.items(), key=lambda item: item[0][0] == "NOTE")
     return [Note(*key, artifacts=_who(names, view)) for key, names in ordered]
 
 
@@ -118,7 +131,7 @@ def facts_rows(device: dict[str, object]) -> list[tuple[str, str]]:
     """What the device said of itself, flattened: ("cpu model", "Cortex-A72")."""
     rows: list[tuple[str, str]] = []
     for name, value in device.items():
-        label = name.replace("_", " ")
+        label = name.removesuffix("_bytes").replace("_", " ")
         if isinstance(value, dict):
             rows += [(f"{label} {inner}", each) for inner, each in facts_rows(value)]
         elif isinstance(value, list):
@@ -130,7 +143,9 @@ def facts_rows(device: dict[str, object]) -> list[tuple[str, str]]:
 
 def _brief(value: object) -> str:
     if isinstance(value, dict):
-        return " ".join(str(each) for each in value.values() if isinstance(each, str | int | float) and each != "")
+        return " ".join(
+            str(each) for each in value.values() if isinstance(each, str | int | float) and each != ""
+        )
     return str(value)
 
 
@@ -154,8 +169,7 @@ def _size_ratio(view: RunView) -> float | None:
 
 
 def _who(names: list[str], view: RunView) -> str:
-    every: list[ResultView] = list(view.results)
-    return "" if len(names) == len(every) else ", ".join(names)
+    return "" if len(names) == len(view.results) else ", ".join(names)
 
 
 def _settings(step: Step) -> str:

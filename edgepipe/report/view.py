@@ -28,8 +28,8 @@ class ResultView(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         result: The record.
         latency: None where nothing was measured.
-        energy: None where nothing was measured.
-        verdict: None where nothing was measured.
+        energy: None likewise.
+        verdict: None where it was not tried.
         baseline: The artifact that `speedup` is against: the float one of the same format; "" without one.
         speedup: Median latency of the baseline over this one's, with its interval.
     """
@@ -85,10 +85,11 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def best(self) -> ResultView | None:
-        """The fastest quantized artifact that was measured, or the fastest of any."""
+        """The fastest quantized artifact that may be quoted; else the fastest that is quantized, or any."""
         timed = [view for view in self.results if view.latency and view.latency.median_ns]
         quantized = [view for view in timed if view.result.artifact.precision == "int8"]
-        return min(quantized or timed, key=_median_ns, default=None)
+        valid = [view for view in quantized if view.verdict and view.verdict.state == "VALID"]
+        return min(valid or quantized or timed, key=_median_ns, default=None)
 
 
 def view_of(run: Run) -> RunView:
@@ -106,7 +107,7 @@ def _view(result: ArtifactResult, run: Run) -> ResultView:
     return ResultView(
         result=result,
         latency=latency_of(measurement),
-        energy=energy_of(measurement),
+        energy=energy_of(measurement) if measurement.latencies_ns else None,
         verdict=verdict_of(measurement),
         baseline=baseline.artifact.name if baseline else "",
         speedup=_speedup(measurement, baseline.measurement if baseline else None),
