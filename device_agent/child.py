@@ -3,7 +3,6 @@
 The agent starts one for each measurement, so that a crash or an out-of-memory kill is an answer.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -59,6 +58,8 @@ def _write(out_fd: int, line: str) -> None:
 def _die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent ends (prctl(2), Linux)."""
     try:
+        import ctypes  # some small systems' Python lacks it
+
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    except (OSError, AttributeError):
+    except (ImportError, OSError, AttributeError):
         pass  # then the next write to the closed pipe ends it

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import struct
 from typing import Dict, List, Tuple
 
 from device_agent.machine import Machine
@@ -35,12 +36,25 @@ def cpu_facts(machine: Machine) -> CpuFacts:
     blocks = _cpuinfo(machine)
     return CpuFacts(
         model=_model(blocks),
-        architecture=platform.machine(),
+        architecture=userland_architecture(platform.machine(), 8 * struct.calcsize("P")),
         features=_features(blocks),
         cores=_usable_cores(),
         cores_online=_count_cores(machine.text("/sys/devices/system/cpu/online")) or os.cpu_count() or 1,
         policies=tuple(_policy(machine, folder) for folder in _policy_folders(machine)),
     )
+
+
+def userland_architecture(machine: str, bits: int) -> str:
+    """The architecture that programs here are built for.
+
+    Args:
+        machine: What uname says, which is the kernel's: Raspberry Pi OS may run a 64-bit kernel below a
+            32-bit system.
+        bits: Size of the interpreter's pointers.
+    """
+    if bits == 64:
+        return machine
+    return {"aarch64": "armv7l", "x86_64": "i686"}.get(machine, machine)
 
 
 def clock_readings(machine: Machine) -> Tuple[Reading, ...]:

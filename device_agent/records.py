@@ -203,7 +203,16 @@ class CpuPolicy(NamedTuple):
 
 
 class CpuFacts(NamedTuple):
-    """The processor. `cores` are those that the agent may use, `cores_online` those of the board."""
+    """The processor.
+
+    Attributes:
+        model: "Cortex-A72", "13th Gen Intel(R) Core(TM) i5-1340P"; kinds of core joined by " + ".
+        architecture: What programs are built for: "aarch64", "armv7l", "x86_64".
+        features: What every core can do, in the kernel's words.
+        cores: Cores that the agent may use.
+        cores_online: Cores of the board.
+        policies: Groups of cores that share a clock.
+    """
 
     model: str
     architecture: str

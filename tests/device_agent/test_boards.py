@@ -2,12 +2,13 @@
 
 import errno
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from device_agent.board import firmware, os_name, power_mode, read_board
-from device_agent.cpu import clock_readings, cpu_facts
+from device_agent.cpu import clock_readings, cpu_facts, userland_architecture
 from device_agent.emulation import container, emulation, hypervisor
 from device_agent.machine import Machine
 from device_agent.memory import count_oom_kills, memory_facts
@@ -19,6 +20,7 @@ from device_agent.thermal import temperature_readings
 from device_agent.throttle import throttle_readings
 
 BOARDS = Path(__file__).parent / "boards"
+TARGETS = Path(__file__).resolve().parents[2] / "targets"
 
 
 @pytest.fixture
@@ -264,6 +266,20 @@ def test_clocks_in_natural_order(board):
         Reading("cpufreq", "policy10", 900000, "khz"),
     )
     assert cpu_facts(machine).policies[0] == CpuPolicy("policy0", "0", "powersave", 1200000, 400000, 4600000)
+
+
+def test_architecture_is_that_of_programs_not_of_the_kernel():
+    assert userland_architecture("aarch64", 64) == "aarch64"
+    assert userland_architecture("aarch64", 32) == "armv7l"
+    assert userland_architecture("armv7l", 32) == "armv7l"
+    assert userland_architecture("x86_64", 64) == "x86_64"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TARGETS.glob("*.toml")))
+def test_targets_name_readers_that_the_agent_has(name):
+    settings = tomllib.loads((TARGETS / f"{name}.toml").read_text())
+    assert set(settings.get("power_sources", ())) <= set(POWER_SOURCES)
+    assert set(settings.get("throttle_sources", ())) <= set(THROTTLE_SOURCES)
 
 
 def test_memory(board, tmp_path):
