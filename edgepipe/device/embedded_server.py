@@ -120,6 +120,9 @@ async def _execute(process: Any, root: Path) -> None:
         await asyncio.wait({hung_up, finished}, return_when=asyncio.FIRST_COMPLETED)
         if finished.done():
             _report_status(process, finished.result())
+        else:  # as with any SSH server, a program gets what was sent, then the end of its input
+            await asyncio.wait({feeding}, timeout=_GRACE_S)
+            await asyncio.wait({finished}, timeout=_GRACE_S)
     finally:
         feeding.cancel()
         finished.cancel()
@@ -147,10 +150,10 @@ async def _pump(source: Any, sink: Any) -> None:
         while data := await source.read(_CHUNK_BYTES):
             sink.write(data)
             await sink.drain()
-        if isinstance(sink, asyncio.StreamWriter):
-            sink.close()
     except (OSError, asyncssh.Error):
         pass  # whoever was at the other end is gone; the session's end is told by its status
+    if isinstance(sink, asyncio.StreamWriter):
+        sink.close()
 
 
 async def _end(program: Any) -> None:

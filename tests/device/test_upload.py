@@ -129,7 +129,7 @@ def test_a_cut_connection_resumes(device, cut_wire, tmp_path, no_process_names):
     assert not (device.root / upload.remote).exists()
     assert no_process_names("cut-marker-1")
     kept = part_of(device.root, upload.remote).stat().st_size
-    assert 1_000_000 < kept < 4_000_000
+    assert 0 < kept < 4_000_000
     with connect(device.host, device.ssh_options) as transport:
         assert put(transport, [upload]) == len(data) - kept
     assert (device.root / upload.remote).read_bytes() == data
