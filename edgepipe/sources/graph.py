@@ -90,7 +90,7 @@ def check_valid(proto: onnx.ModelProto, where: str) -> None:
 
     try:
         onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # a damaged name breaks the message
         raise ModelUnreadable(
             "the file is not a valid ONNX model",
             where=where,
@@ -109,6 +109,13 @@ def check_runs(payload: bytes, where: str) -> None:
     """Raises unless ONNX Runtime can load the model."""
     try:
         open_session(payload, "onnx")
+    except UnicodeDecodeError as error:
+        raise ModelUnreadable(
+            "the model has a name that is no text; the file may be corrupt",
+            where=where,
+            got=first_line(error),
+            remedy="export the model again, or copy it again and compare the sizes",
+        ) from error
     except ModelUnreadable as error:
         if any(sign in error.got for sign in ("NOT_IMPLEMENTED", "is not a registered function/op")):
             raise UnsupportedOp(
@@ -218,7 +225,8 @@ def infer_outputs(proto: onnx.ModelProto) -> None:
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's message: what says most in least room."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 

@@ -1,8 +1,12 @@
 """ONNX files as sources."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -196,3 +200,21 @@ def test_shared_model(shared):
     assert opset(source.model) == 18
     assert source.fidelity.max_abs_error <= 1e-5 * source.fidelity.peak
     assert onnx.checker.check_model(source.model.payload) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=5), st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_raise_nothing_but_our_errors(cnn, tmp_path, damage, data):
+    contents = bytearray(cnn(opset=data.draw(st.sampled_from([13, 18]))).SerializeToString())
+    for place, value in damage:
+        contents[place % len(contents)] = value
+    (tmp_path / "x.onnx").write_bytes(contents)
+    with contextlib.suppress(errors.ModelError):
+        load(str(tmp_path / "x.onnx"))
+
+
+def test_name_that_is_no_text(cnn, tmp_path):
+    contents = cnn().SerializeToString().replace(b"Relu", b"Re\xffu")
+    (tmp_path / "x.onnx").write_bytes(contents)
+    with pytest.raises(errors.ModelUnreadable, match="Re\ufffdu"):
+        load(str(tmp_path / "x.onnx"))
