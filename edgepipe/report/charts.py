@@ -205,7 +205,7 @@ def _trace(name: str, values: NDArray[np.float64], height: float) -> Trace:
     starts_s = np.cumsum(values) / 1e9
     total_s = float(starts_s[-1])
     bounds = np.cumsum([len(each) for each in slices]) - 1
-    low, middle, high = (np.array([np.quantile(each, q) for each in slices]) for q in (0.1, 0.5, 0.9))
+    low, middle, high = np.array([np.quantile(each, (0.1, 0.5, 0.9)) for each in slices]).T
     top = max(float(np.quantile(values, 0.995)), float(high.max())) * 1.03
     bottom = float(values.min()) * 0.98
     ground = height - AXIS + 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
 
 def render_report(runs: Sequence[Run]) -> str:
     """The page; the same bytes for the same runs."""
+    sections = [section(view_of(run)) for run in runs]
+    return _environment().get_template(TEMPLATE).render(sections=sections)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("edgepipe", "report/templates"),
         autoescape=True,
@@ -81,7 +88,7 @@ def render_report(runs: Sequence[Run]) -> str:
         "format_share": format_share,
         "chart": charts,
     }
-    return environment.get_template(TEMPLATE).render(sections=[section(view_of(run)) for run in runs])
+    return environment
 
 
 def section(view: RunView) -> dict[str, Any]:

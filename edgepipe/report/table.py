@@ -70,7 +70,7 @@ def bundle_summary(bundle: Bundle) -> RenderableType:
     manifest = bundle.manifest
     table = _table("artifact", ">size", "inputs", "operators", "needs")
     for artifact in manifest.artifacts:
-        table.add_row(
+        _add(table,
             Text(artifact.name, "bold"), format_bytes(artifact.size_bytes), _ports(artifact),
             _counts(artifact.op_counts), _pairs(artifact.needs, " ≥ "),
         )  # fmt: skip
@@ -78,7 +78,7 @@ def bundle_summary(bundle: Bundle) -> RenderableType:
     for step in manifest.steps:
         sqnr = text.NONE if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
         before, after = format_bytes(step.size_in_bytes), format_bytes(step.size_out_bytes)
-        steps.add_row(step.use, before, after, sqnr)
+        _add(steps, step.use, before, after, sqnr)
     head = Text.assemble(
         (manifest.model_name, "bold"),
         f" for {manifest.target}, recipe {manifest.recipe}, seed {manifest.seed}",
@@ -117,11 +117,11 @@ def emission_data(emission: Emission, output: Path) -> dict[str, Any]:
 def evaluation_table(judged: Judged) -> RenderableType:
     """Evaluations on this machine: the float model first, then one row an artifact."""
     table = _table("artifact", ">accuracy %", ">against float", ">agreement %", ">SQNR", ">max error")
-    table.add_row("float", *_evaluation_cells(judged.reference, reference=True), text.NONE)
+    _add(table, "float", *_evaluation_cells(judged.reference, reference=True), text.NONE)
     for name, evaluation in judged.artifacts.items():
         errors = [output.max_abs_error for output in evaluation.fidelity if output.max_abs_error is not None]
         worst = f"{max(errors):.3g}" if errors else text.NONE
-        table.add_row(Text(name, "bold"), *_evaluation_cells(evaluation), worst)
+        _add(table, Text(name, "bold"), *_evaluation_cells(evaluation), worst)
     first = judged.reference
     parts: list[RenderableType] = [table]
     parts += [Text(f"{name}: {_with_interval(e)}") for name, e in judged.agreement.items()]
@@ -145,7 +145,7 @@ def facts_table(facts: protocol.Facts) -> RenderableType:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _facts_rows(facts):
-        table.add_row(name, value or text.NONE)
+        _add(table, name, value or text.NONE)
     return table
 
 
@@ -156,12 +156,13 @@ def runs_table(runs: Sequence[RunSummary]) -> RenderableType:
     table = _table("run", "device", "artifact", ">size", ">accuracy", ">agreement", ">median", "verdict")
     for run in runs:
         if run.problem:
-            table.add_row(Text(run.id, "bold"), Text(run.problem, "red"))
+            _add(table, Text(run.id, "bold"), Text(run.problem, "red"))
         for index, each in enumerate(run.results):
             mark = MARKS[run.kind]
             device = f"{run.host}" + (f" ({mark})" if mark and mark not in run.host else "")
             median = text.NONE if each.median_ns is None else f"{format_ns(each.median_ns)}" + _marked(mark)
-            table.add_row(
+            _add(
+                table,
                 Text(run.id if not index else "", "bold"),
                 device if not index else "",
                 each.name,
@@ -181,7 +182,7 @@ def comparison_table(comparison: RunComparison) -> RenderableType:
         "artifact", ">size A → B", ">accuracy A → B", ">median A → B", ">B / A", ">peak memory A → B"
     )
     for artifact in comparison.artifacts:
-        table.add_row(*_comparison_cells(artifact, comparison))
+        _add(table, *_comparison_cells(artifact, comparison))
     parts: list[RenderableType] = [head, table]
     for what, barriers in (
         ("latency, memory and energy are", comparison.latency_barriers),
@@ -237,10 +238,11 @@ def _host_table(view: RunView) -> Table:
     )
     table = _table("artifact", ">size", ">accuracy %", ">against float", ">agreement %", ">SQNR", title=title)
     if view.run.reference:
-        table.add_row("float model", text.NONE, *_evaluation_cells(view.run.reference, reference=True))
+        _add(table, "float model", text.NONE, *_evaluation_cells(view.run.reference, reference=True))
     for each in view.results:
         artifact = each.result.artifact
-        table.add_row(
+        _add(
+            table,
             Text(each.name, "bold"),
             format_bytes(artifact.size_bytes),
             *_evaluation_cells(each.result.evaluation),
@@ -263,7 +265,8 @@ def _device_table(view: RunView) -> Table:
         threads = f", {measurement.threads} thr." if measurement else ""
         memory = measurement.memory.peak_bytes if measurement and measurement.memory else None
         p90 = text.NONE if each.latency is None else text.quantile(each.latency.p90_ns)
-        table.add_row(
+        _add(
+            table,
             _two(Text(result.artifact.name, "bold"), runtime + threads),
             _two(text.median(each.latency), text.median_interval(each.latency)),
             p90,
@@ -353,7 +356,7 @@ def _facts_rows(facts: protocol.Facts) -> list[tuple[str, str]]:
 def _table(*columns: str, title: str | None = None) -> Table:
     """A table whose columns are right-aligned where their name begins with ">"."""
     table = Table(
-        title=title,
+        title=None if title is None else Text(title),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         header_style="dim",
@@ -368,6 +371,11 @@ def _table(*columns: str, title: str | None = None) -> Table:
             column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=whole
         )
     return table
+
+
+def _add(table: Table, *cells: RenderableType) -> None:
+    """Adds a row whose strings are shown as they are: names of users and devices are no markup."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _two(first: str | Text, second: str) -> Text:
