@@ -29,11 +29,19 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         name: "onnxruntime", "litert" (package ai-edge-litert) or "tflite-runtime".
         package: What to install with pip.
         version: The version that this profile was made for.
+        beside: Other requirements that pip must be given with it: ["numpy<2"].
     """
 
     name: RuntimeName
     package: str
     version: str
+    beside: tuple[str, ...] = ()
+
+    @property
+    def install_command(self) -> str:
+        """What to type on the device to install it."""
+        requirements = (f"{self.package}=={self.version}", *self.beside)
+        return "python3 -m pip install " + " ".join(f"'{each}'" for each in requirements)
 
     @property
     def format(self) -> Literal["onnx", "tflite"]:

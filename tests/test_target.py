@@ -134,6 +134,13 @@ def test_32_bit_arm_runs_tflite_runtime_only():
     assert [runtime.name for runtime in target.runtimes] == ["tflite-runtime"]
 
 
+def test_install_command_names_all_that_pip_must_know():
+    [runtime] = load_target("raspberrypi3").runtimes
+    assert runtime.install_command == "python3 -m pip install 'tflite-runtime==2.14.0' 'numpy<2'"
+    plain = Runtime(name="litert", package="ai-edge-litert", version="2.3.0")
+    assert plain.install_command == "python3 -m pip install 'ai-edge-litert==2.3.0'"
+
+
 def test_formats_follow_the_order_of_runtimes_without_repeats():
     runtimes = tuple(
         Runtime(name=name, package="p", version="1") for name in ("tflite-runtime", "onnxruntime", "litert")
