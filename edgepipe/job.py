@@ -143,7 +143,7 @@ def resolve_job(options: Options, project: Project, host: str | None = None) -> 
     own_model = options.model is None
     random = options.calibrate_random
     return Job(
-        model=_required(model, "model", "edgepipe deploy MODEL"),
+        model=_required(model, "model", "its file"),
         target=_required(target, "target", "--target NAME, see `edgepipe targets list`"),
         weights=options.weights or (_path(project.weights) if own_model else None),
         input_shape=parse_shape(options.input_shape) or (project.input_shape if own_model else None),
@@ -241,7 +241,7 @@ def _path(text: str | None) -> Path | None:
 def _required(value: str | None, noun: str, remedy: str) -> str:
     if value is None:
         raise UsageError(
-            f"which {noun}?",
+            f"no {noun} is named",
             remedy=f"give {remedy}, or set `{noun}` in edgepipe.toml (`edgepipe init` writes one)",
         )
     return value

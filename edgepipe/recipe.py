@@ -149,7 +149,12 @@ def _read(path: Path) -> Recipe:
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError("the recipe cannot be read", where=str(path), got=str(error)) from error
+        raise RecipeError(
+            "the recipe cannot be read",
+            where=str(path),
+            got=str(error),
+            remedy="correct the file; `edgepipe recipes show int8` shows one",
+        ) from error
     file = _convert(content, _RecipeFile, str(path))
     if not file.passes:
         raise RecipeError("the recipe holds no pass", where=str(path), remedy="add a [[passes]] table")
@@ -188,7 +193,10 @@ def _convert(content: dict[str, Any], kind: type[Record], where: str) -> Record:
         what, _, place = str(error).partition(" - at ")
         key = place.strip("`").removeprefix("$.")
         raise RecipeError(
-            "a value that does not fit", where=f"{where}, key {key}" if key else where, got=what
+            "a value that does not fit",
+            where=f"{where}, key {key}" if key else where,
+            got=what,
+            remedy="see what each key takes: edgepipe passes show NAME",
         ) from error
 
 

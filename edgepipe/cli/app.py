@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -75,6 +76,6 @@ def main(argv: list[str] | None = None) -> None:
     else:
         return
     if debug:
-        raise error
+        traceback.print_exception(error)
     print_error(error, as_json=as_json)
     raise SystemExit(error.exit_code)

@@ -91,6 +91,8 @@ class ProgressView:
         """Shows one event."""
         match event:
             case StageStarted(stage, total):
+                if stage in self._tasks:  # begun a second time, after an error
+                    self._progress.remove_task(self._tasks[stage])
                 self._tasks[stage] = self._progress.add_task(stage, total=total, detail="")
             case StageAdvanced(stage, done):
                 self._progress.update(self._tasks[stage], completed=done)

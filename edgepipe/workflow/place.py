@@ -48,11 +48,11 @@ def open_device(place: Place, emit: Emit) -> Iterator[Device]:
         DeviceError: The device cannot be reached, or lacks what the agent needs.
     """
     if place.emulate == (place.host is not None):
+        choice = "a board with --host user@address, or the embedded device with --emulate"
+        if place.host is None:
+            raise UsageError("no device is named", remedy=f"name {choice}")
         raise UsageError(
-            "where shall the model run?"
-            if place.host is None
-            else "--host and --emulate contradict each other",
-            remedy="name a board with --host user@address, or take the embedded device with --emulate",
+            "--host and --emulate contradict each other", got=f"--host {place.host}", remedy=f"take {choice}"
         )
     from edgepipe.device.agent import install
 

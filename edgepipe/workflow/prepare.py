@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from edgepipe import sources
 from edgepipe.data import Dataset, load_data, random_data, split
 from edgepipe.data.peek import peek
-from edgepipe.errors import CalibrationDataMissing, UsageError
+from edgepipe.errors import (
+    CalibrationDataMissing,
+    DataEmpty,
+    DataShapeMismatch,
+    DataTypeMismatch,
+    UsageError,
+)
 from edgepipe.events import Emit, Warned, stage
 from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
@@ -83,17 +91,21 @@ def check_ops(model: Model, target: Target) -> None:
 
 
 def _load_source(job: Job, emit: Emit) -> sources.Source:
-    sample = None
-    if job.data is not None:
-        sample = peek(job.data, FIDELITY_SAMPLES, preprocessing=job.preprocessing)
-    return sources.load(
+    load = partial(
+        sources.load,
         job.model,
         weights=None if job.weights is None else str(job.weights),
         input_shape=job.input_shape,
-        sample=sample,
         seed=job.seed,
         emit=emit,
     )
+    if job.data is None:
+        return load()
+    try:
+        return load(sample=peek(job.data, FIDELITY_SAMPLES, preprocessing=job.preprocessing))
+    except (DataShapeMismatch, DataTypeMismatch, DataEmpty):
+        # A few samples do not fit. All of them, read next, say so with the file's name and whole shape.
+        return load()
 
 
 def _load_datasets(

@@ -1,4 +1,4 @@
-"""A real model with data that it can tell apart, and `edgepipe` as a user runs it: in a folder, with a HOME."""
+"""A real model with data that it can tell apart, and `edgepipe` as a user runs it: in a folder, at home."""
 
 import contextlib
 import io
@@ -81,11 +81,7 @@ class User:
 
     def start(self, *argv, program=PROGRAM, **options):
         """Starts a process of its own, in a process group of its own as a shell does."""
-        settings = {
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-        } | options
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             [sys.executable, *program, *map(str, argv)],
             cwd=self.folder,
