@@ -3,6 +3,7 @@
 A file travels as ``NAME.part`` through ``cat`` on the exec channel (as fast as SFTP, which small systems
 lack). When all of it is there and its sha256 is right, the device renames it. A cut connection or
 Ctrl-C leaves the part where it is, on purpose: the next upload of the same contents goes on from there.
+Small files travel together, and all of them or none arrive.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgepipe.device.parcel import SUMS, pack
 from edgepipe.device.transport import Completed, Transport, last_lines
 from edgepipe.errors import BundleError, DeviceDiskFull, DeviceError
 from edgepipe.model import digest_bytes
@@ -23,6 +25,8 @@ ROOT = ".edgepipe"
 """Everything that edgepipe puts on a device is in this folder of the user's home."""
 
 _CHUNK_BYTES = 1 << 18
+_SMALL_BYTES = 1 << 18
+_HEX_DIGITS = 64
 _CHECK_TIMEOUT_S = 300.0
 _EXIT_UNWRITTEN = 28
 _EXIT_ALTERED = 65
@@ -86,21 +90,23 @@ def put(transport: Transport, uploads: Sequence[Upload], *, progress: Progress =
         BundleError: A source cannot be read.
     """
     free_bytes, parts = _inspect(transport, uploads)
-    plans = [_missing_from(upload, part) for upload, part in zip(uploads, parts, strict=True)]
-    need_bytes = sum(
-        upload.size_bytes - offset
-        for upload, offset in zip(uploads, plans, strict=True)
-        if offset is not None
-    )
+    plans = [(upload, _missing_from(upload, part)) for upload, part in zip(uploads, parts, strict=True)]
+    missing = [(upload, offset) for upload, offset in plans if offset is not None]
+    need_bytes = sum(upload.size_bytes - offset for upload, offset in missing)
     if free_bytes is not None and need_bytes > free_bytes:
         raise _disk_full(transport, f"{format_bytes(need_bytes)} needed, {format_bytes(free_bytes)} free")
-    done = sent = 0
-    for upload, offset in zip(uploads, plans, strict=True):
-        if offset is not None:
-            sent += _send(transport, upload, offset, partial(_advance, progress, done))
+    done = sum(upload.size_bytes for upload in uploads) - sum(upload.size_bytes for upload, _ in missing)
+    progress(done)
+    small = [upload for upload, offset in missing if offset == 0 and upload.size_bytes <= _SMALL_BYTES]
+    if len(small) > 1 and _send_parcel(transport, small):
+        missing = [(upload, offset) for upload, offset in missing if upload not in small]
+        done += sum(upload.size_bytes for upload in small)
+        progress(done)
+    for upload, offset in missing:
+        _send(transport, upload, offset, partial(_advance, progress, done))
         done += upload.size_bytes
         progress(done)
-    return sent
+    return need_bytes
 
 
 def _advance(progress: Progress, before: int, done_bytes: int) -> None:
@@ -117,14 +123,24 @@ def _missing_from(upload: Upload, part: _Part) -> int | None:
     return size if _digest_of_start(upload, size) == digest else 0
 
 
-def _send(transport: Transport, upload: Upload, offset: int, progress: Progress) -> int:
+def _send_parcel(transport: Transport, uploads: Sequence[Upload]) -> bool:
+    """Sends small files together; False where that brought none of them, for want of tar, say."""
+    parcel = pack({upload.remote: b"".join(_read(upload, 0)) for upload in uploads})
+    argv = ["sh", "-c", _UNPACK, "sh", f"{ROOT}/parcel-{digest_bytes(parcel)[:12]}"]
+    completed = transport.run(argv, stdin=parcel, timeout_s=_CHECK_TIMEOUT_S)
+    if completed.exit_status == _EXIT_UNWRITTEN:
+        raise _failed(transport, None, completed)
+    return completed.exit_status == 0
+
+
+def _send(transport: Transport, upload: Upload, offset: int, progress: Progress) -> None:
     """Sends one file from `offset` on, from its start where the device then has something else."""
     for start in (offset, 0):
         argv = ["sh", "-c", _RECEIVE, "sh", upload.remote, upload.digest, str(start)]
         chunks = _chunks(upload, start, progress)
         completed = transport.run(argv, stdin=chunks, timeout_s=_CHECK_TIMEOUT_S)
         if completed.exit_status == 0:
-            return upload.size_bytes - start
+            return
         if completed.exit_status != _EXIT_ALTERED:
             raise _failed(transport, upload, completed)
     raise DeviceError(
@@ -171,18 +187,25 @@ def _digest_of_start(upload: Upload, size: int) -> str:
 def _inspect(transport: Transport, uploads: Sequence[Upload]) -> tuple[int | None, list[_Part]]:
     """Asks, in one round trip, for the room on the device and what it has of the files."""
     names = "".join(f"{upload.remote}\n" for upload in uploads)
-    completed = transport.run(["sh", "-c", _INSPECT, "sh"], stdin=names.encode(), timeout_s=_CHECK_TIMEOUT_S)
+    argv = ["sh", "-c", _INSPECT, "sh"]
+    completed = transport.run(argv, stdin=names.encode(), timeout_s=_CHECK_TIMEOUT_S)
     lines = completed.stdout.decode(errors="replace").splitlines()
-    if completed.exit_status != 0 or len(lines) != 1 + 2 * len(uploads):
+    if completed.exit_status != 0 or not lines:
         raise _failed(transport, None, completed)
-    contents = [_size_and_digest(line) for line in lines[1:]]
-    parts = [_Part(whole, part) for whole, part in zip(contents[::2], contents[1::2], strict=True)]
+    digests: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for line in lines[1:]:
+        value, _, name = line.strip().partition(" ")
+        if len(value) == _HEX_DIGITS:
+            digests[name.lstrip()] = value
+        elif value.isdigit():
+            sizes[name.lstrip()] = int(value)
+
+    def found(name: str) -> tuple[int, str] | None:
+        return (sizes[name], digests[name]) if name in sizes and name in digests else None
+
+    parts = [_Part(found(upload.remote), found(f"{upload.remote}.part")) for upload in uploads]
     return _free_bytes(lines[0]), parts
-
-
-def _size_and_digest(line: str) -> tuple[int, str] | None:
-    size, _, digest = line.partition(" ")
-    return (int(size), digest) if size.isdigit() else None
 
 
 def _free_bytes(df_line: str) -> int | None:
@@ -225,39 +248,48 @@ def _unreadable(source: Path, error: OSError) -> BundleError:
     )
 
 
-# POSIX sh, as dash and BusyBox have it; sha256sum is part of both Debian and BusyBox.
-_DIGEST = """
-LC_ALL=C; export LC_ALL; umask 077
-digest() {
-  if command -v sha256sum >/dev/null 2>&1; then sha256sum < "$1" | cut -c 1-64
-  else openssl dgst -sha256 < "$1" | sed 's/.*= *//'; fi
-}
-"""
+# POSIX sh, as dash and BusyBox have it; sha256sum and tar are part of both Debian and BusyBox.
+_HEAD = "LC_ALL=C; export LC_ALL; umask 077\n"
 
-_INSPECT = (
-    _DIGEST
-    + f"""
+# Reads names; tells the room, then digest and size of each file that is there, whole or in part.
+_INSPECT = f"""{_HEAD}
 mkdir -p {ROOT} || exit 1
 df -Pk {ROOT} 2>/dev/null | tail -n 1 | grep . || echo unknown
+set --
 while IFS= read -r name; do
-  for file in "$name" "$name.part"; do
-    if [ -f "$file" ]; then echo "$(($(wc -c < "$file"))) $(digest "$file")"; else echo -; fi
-  done
+  for file in "$name" "$name.part"; do if [ -f "$file" ]; then set -- "$@" "$file"; fi; done
 done
+if [ $# -gt 0 ]; then sha256sum "$@" && wc -c "$@"; fi
 """
-)
 
 # Arguments: file, sha256, offset. A file that does not fit leaves no part behind, an interrupted one does.
-_RECEIVE = (
-    _DIGEST
-    + f"""
+_RECEIVE = f"""{_HEAD}
 part=$1.part
 failed() {{ rm -f "$part"; df -Pk . | tail -n 1; exit {_EXIT_UNWRITTEN}; }}
 mkdir -p "$(dirname "$1")" || failed
 if [ "$3" = 0 ]; then : > "$part" || failed; fi
 cat >> "$part" || failed
-found=$(digest "$part")
+found=$(sha256sum < "$part" | cut -c 1-64)
 if [ "$found" != "$2" ]; then echo "$found"; exit {_EXIT_ALTERED}; fi
 mv -f "$part" "$1"
 """
-)
+
+# Argument: a folder to unpack in, which is gone afterwards, come what may.
+_UNPACK = f"""{_HEAD}
+parcel=$1
+trap 'rm -rf "$parcel"' EXIT
+trap 'exit 129' HUP INT TERM
+trap '' PIPE
+failed() {{ df -Pk . | tail -n 1; exit {_EXIT_UNWRITTEN}; }}
+rm -rf "$parcel"
+mkdir -p "$parcel" || failed
+command -v tar >/dev/null || exit {_EXIT_ALTERED}
+if ! said=$(tar -xf - -C "$parcel" 2>&1); then
+  echo "$said" >&2
+  case $said in *space*|*quota*|*large*) failed;; *) exit {_EXIT_ALTERED};; esac
+fi
+(cd "$parcel" && sha256sum -c {SUMS} >/dev/null) || exit {_EXIT_ALTERED}
+while read -r digest name; do
+  mkdir -p "${{name%/*}}" && mv -f "$parcel/$name" "$name" || failed
+done < "$parcel/{SUMS}"
+"""

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from edgepipe.device.local import LocalTransport, clean_environment
+from edgepipe.device.parcel import pack
 from edgepipe.device.ssh import connect
 from edgepipe.device.transport import Transport
 from edgepipe.device.upload import ROOT, put, upload_of
@@ -207,6 +208,90 @@ def test_a_source_that_is_gone(place, tmp_path):
     assert not (place[1] / upload.remote).exists()
 
 
+# --- small files together ---------------------------------------------------------------------------
+
+
+def small_files(count=20):
+    return [upload_of(os.urandom(3000 + i), f"{ROOT}/few words/{i % 3}/{i}.bin") for i in range(count)]
+
+
+def assert_arrived(root, uploads):
+    assert all((root / upload.remote).read_bytes() == upload.source for upload in uploads)
+    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert there == {upload.remote for upload in uploads}
+
+
+def test_small_files_travel_together(place):
+    transport, root = place
+    uploads = small_files()
+    counted = Counted(transport)
+    seen = []
+    assert (
+        put(counted, uploads, progress=seen.append)
+        == seen[-1]
+        == sum(upload.size_bytes for upload in uploads)
+    )
+    assert counted.programs == 2
+    assert_arrived(root, uploads)
+
+
+def test_only_those_that_lack_are_sent(place):
+    transport, root = place
+    uploads = small_files()
+    put(transport, uploads[:15])
+    (root / uploads[0].remote).write_bytes(b"altered")
+    assert put(transport, uploads) == sum(upload.size_bytes for upload in [uploads[0], *uploads[15:]])
+    assert_arrived(root, uploads)
+
+
+def test_small_files_altered_on_the_way_are_sent_again(place):
+    transport, root = place
+    uploads = small_files()
+    put(Altering(transport, times=1), uploads)
+    assert_arrived(root, uploads)
+
+
+def test_small_files_to_a_device_without_tar(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "cat", "cut", "df", "dirname", "grep", "mkdir", "mv", "rm", "sha256sum", "tail", "wc"):
+        (tools / name).symlink_to(shutil.which(name))
+    environment = clean_environment(tmp_path / "home") | {"PATH": str(tools)}
+    uploads = small_files(3)
+    with LocalTransport(tmp_path / "home", environment) as transport:
+        put(transport, uploads)
+    assert_arrived(tmp_path / "home", uploads)
+
+
+def test_small_files_cut_on_the_way_leave_nothing(device, cut_wire, tmp_path, no_process_names):
+    uploads = [upload_of(os.urandom(200_000), f"{ROOT}/{i}") for i in range(20)]
+    wire = cut_wire(device)
+    with connect(wire.host(device), wire.options(device, tmp_path)) as transport:
+        wire.cut_after = 3_000_000
+        with pytest.raises(HostUnreachable, match="lost"):
+            put(transport, uploads)
+    assert no_process_names(f"{ROOT}/parcel-")
+    assert not [path for path in device.root.rglob("*") if path.is_file()]
+    with connect(device.host, device.ssh_options) as transport:
+        put(transport, uploads)
+    assert_arrived(device.root, uploads)
+
+
+def test_small_files_that_fill_the_disk(tiny_disk):
+    uploads = small_files()
+    other = tiny_disk.root / ROOT / "other"
+    with connect(tiny_disk.host, tiny_disk.ssh_options) as transport, pytest.raises(DeviceDiskFull) as error:
+        put(_Hooked(transport, lambda _: other.write_bytes(bytes(230_000))), uploads)
+    assert "No space left" in error.value.got
+    assert list((tiny_disk.root / ROOT).iterdir()) == [other]
+
+
+def test_a_parcel_has_the_same_bytes_each_time():
+    files = {"b/long" + "x" * 150: b"1", "a": b""}
+    assert pack(files) == pack(dict(files))
+    assert pack(files) != pack({"a": b"", "c": b"1"})
+
+
 # --- a device without room --------------------------------------------------------------------------
 
 
@@ -299,11 +384,31 @@ def test_a_device_with_busybox_only(tmp_path):
         pytest.skip("needs busybox")
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "cat", "cut", "df", "dirname", "grep", "mkdir", "mv", "rm", "sha256sum", "tail", "wc"):
+    for name in (
+        "sh",
+        "cat",
+        "cut",
+        "df",
+        "dirname",
+        "grep",
+        "mkdir",
+        "mv",
+        "rm",
+        "sha256sum",
+        "tail",
+        "tar",
+        "wc",
+    ):
         (tools / name).symlink_to(busybox)
     environment = clean_environment(tmp_path / "home") | {"PATH": str(tools)}
     data = os.urandom(300_000)
     with LocalTransport(tmp_path / "home", environment) as transport:
         assert put(transport, [upload_of(data, f"{ROOT}/file")]) == len(data)
         assert put(transport, [upload_of(data, f"{ROOT}/file")]) == 0
-    assert (tmp_path / "home" / ROOT / "file").read_bytes() == data
+        assert (tmp_path / "home" / ROOT / "file").read_bytes() == data
+        (tmp_path / "home" / ROOT / "file").unlink()
+        counted = Counted(transport)
+        uploads = small_files()
+        put(counted, uploads)
+        assert counted.programs == 2
+    assert_arrived(tmp_path / "home", uploads)
