@@ -107,27 +107,49 @@ def _spatial_padding(pad: ir.Node) -> list[int] | None:
 
 
 def globalize_pools(graph: ir.Graph) -> None:
-    """Writes each AveragePool over the whole feature map as GlobalAveragePool.
+    """Writes each average over the whole feature map as GlobalAveragePool, for which integer kernels exist.
 
     A mean over many values spans a narrower range than they do, and integer kernels let the global
-    pool's output have a grid of its own; that of a windowed pool has its input's.
+    pool's output have a grid of its own; that of a windowed pool has its input's, and ONNX Runtime has
+    no integer ReduceMean at all.
     """
     import onnx_ir as ir
 
-    for node in edit.nodes(graph, "AveragePool"):
-        sizes = edit.sizes(node.inputs[0])
-        if (
-            sizes is None
-            or edit.ints(node, "kernel_shape") != list(sizes[2:])
-            or any(edit.ints(node, "pads"))
-        ):
-            continue
-        if edit.text(node, "auto_pad", "NOTSET").startswith("SAME") or edit.integer(node, "ceil_mode", 0):
+    for node in edit.nodes(graph, "AveragePool", "ReduceMean"):
+        if not (_is_global_pool(node) if node.op_type == "AveragePool" else _is_spatial_mean(node)):
             continue
         result = node.outputs[0]
         pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
-        pool.outputs[0].name = edit.unused_name(graph, f"{result.name}.global")
-        pool.outputs[0].type, pool.outputs[0].shape = result.type, result.shape
+        pooled = pool.outputs[0]
+        pooled.name, pooled.type = edit.unused_name(graph, f"{result.name}.global"), result.type
         graph.insert_before(node, pool)
-        edit.replace_value(graph, result, pool.outputs[0])
+        if node.op_type == "ReduceMean" and not edit.integer(node, "keepdims", 1):
+            flat = ir.node(
+                "Flatten", [pooled], {"axis": 1}, name=edit.unused_name(graph, f"{node.name}.flat")
+            )
+            graph.insert_before(node, flat)
+            pooled = flat.outputs[0]
+            pooled.name, pooled.type = edit.unused_name(graph, f"{result.name}.flat"), result.type
+        pooled.shape = result.shape
+        edit.replace_value(graph, result, pooled)
         graph.remove(node, safe=True)
+
+
+def _is_global_pool(node: ir.Node) -> bool:
+    """Whether the window of an AveragePool is the whole feature map."""
+    sizes = edit.sizes(node.inputs[0])
+    return (
+        sizes is not None
+        and edit.ints(node, "kernel_shape") == list(sizes[2:])
+        and not any(edit.ints(node, "pads"))
+        and not edit.text(node, "auto_pad", "NOTSET").startswith("SAME")
+        and not edit.integer(node, "ceil_mode", 0)
+    )
+
+
+def _is_spatial_mean(node: ir.Node) -> bool:
+    """Whether a ReduceMean is over the height and width of an NCHW feature map."""
+    sizes = edit.sizes(node.inputs[0])
+    given = edit.constant_input(node, 1) if len(node.inputs) > 1 else None
+    axes = edit.ints(node, "axes") if given is None else [int(axis) for axis in given]
+    return sizes is not None and len(sizes) == 4 and sorted(axis % 4 for axis in axes) == [2, 3]

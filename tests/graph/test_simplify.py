@@ -224,6 +224,25 @@ def test_average_over_the_whole_map_is_global(build_model, simplified, op_types)
     assert op_types(simplified(part)) == ["AveragePool"]
 
 
+@pytest.mark.parametrize(
+    ("keepdims", "ops"), [(1, ["GlobalAveragePool"]), (0, ["GlobalAveragePool", "Flatten"])]
+)
+def test_mean_over_height_and_width_is_a_global_pool(build_model, simplified, op_types, keepdims, ops):
+    shape = "n,3,1,1" if keepdims else "n,3"
+    model = build_model(
+        f"net (float[n,3,4,5] x) => (float[{shape}] y) {{ y = ReduceMean<keepdims={keepdims}>(x, axes) }}",
+        axes=np.array([-1, 2]),
+    )
+    assert op_types(simplified(model)) == ops
+
+
+def test_mean_over_channels_stays(build_model, simplified, op_types):
+    model = build_model(
+        "net (float[n,3,4,5] x) => (float[n,1,4,5] y) { y = ReduceMean(x, axes) }", axes=np.array([1])
+    )
+    assert op_types(simplified(model)) == ["ReduceMean"]
+
+
 def test_dequantized_constants_are_folded(build_model, simplified, op_types):
     model = build_model(
         "net (float[n,3,6,6] x) => (float[n,4,4,4] y) { w = DequantizeLinear(q, s, z)  y = Conv(x, w) }",
