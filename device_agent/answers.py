@@ -16,10 +16,12 @@ from device_agent.protocol import (
     Digests,
     Done,
     Event,
+    Facts,
     Failed,
     Hello,
     Measurement,
     Probe,
+    Progress,
     ProtocolError,
     Quit,
     Remove,
@@ -66,7 +68,7 @@ def answer(request: Request, host: Host, root: str) -> Union[Done, Failed]:
     if isinstance(request, Hello):
         host.send(Welcome(platform.python_version(), sys.executable, os.getpid(), root))
     elif isinstance(request, Probe):
-        host.send(probe(Machine(), root, request.import_runtimes))
+        host.send(_probe(request, host, root))
     elif isinstance(request, Verify):
         return _verify(request, host, root)
     elif isinstance(request, Bench):
@@ -80,6 +82,13 @@ def answer(request: Request, host: Host, root: str) -> Union[Done, Failed]:
     elif not isinstance(request, Quit):
         raise BadRequest("no answer to {}".format(type(request).__name__))
     return Done()
+
+
+def _probe(request: Probe, host: Host, root: str) -> Facts:
+    if not request.import_runtimes:
+        return probe(Machine(), root)  # quick, so it is answered even to a host that has hung up
+    host.send(Progress("probe", 0))
+    return probe(Machine(), root, True, lambda: host.wait((), 0.0))
 
 
 def _verify(request: Verify, host: Host, root: str) -> Union[Done, Failed]:

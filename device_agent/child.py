@@ -20,6 +20,7 @@ def run_child(out_fd: int) -> NoReturn:
     """Reads one request from standard input, writes its events to `out_fd`, and ends the process."""
     parent = os.getppid()
     _die_with_parent()
+    _die_first()
 
     def emit(event: Event) -> None:
         _write(out_fd, encode(event))
@@ -63,3 +64,12 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     except (ImportError, OSError, AttributeError):
         pass  # then the next write to the closed pipe ends it
+
+
+def _die_first() -> None:
+    """Makes this process the one to go when memory runs out, rather than the agent or the board's sshd."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass  # then the kernel chooses by size alone, and this is likely the largest

@@ -4,6 +4,7 @@ import os
 import platform
 import struct
 import sys
+from typing import Callable
 
 from device_agent.board import firmware, os_name, power_mode, read_board
 from device_agent.cpu import cpu_facts
@@ -18,13 +19,16 @@ from device_agent.thermal import temperature_readings
 from device_agent.throttle import throttle_readings
 
 
-def probe(machine: Machine, root: str, import_runtimes: bool) -> Facts:
+def probe(
+    machine: Machine, root: str, import_runtimes: bool = False, beat: Callable[[], object] = lambda: None
+) -> Facts:
     """Gathers everything that can be known without running a model.
 
     Args:
         machine: What to read.
         root: The agent's folder, whose free room is told.
         import_runtimes: Whether to try importing each runtime, which takes seconds.
+        beat: Called several times a second meanwhile; may raise to end it.
     """
     board = read_board(machine)
     cpu = cpu_facts(machine)
@@ -37,7 +41,7 @@ def probe(machine: Machine, root: str, import_runtimes: bool) -> Facts:
         system=SystemFacts(os_name(machine), platform.release(), _libc()),
         python=_python(),
         numpy_version=numpy_version(),
-        runtimes=installed_runtimes(import_runtimes),
+        runtimes=installed_runtimes(import_runtimes, beat),
         sensors=sensor_facts(machine),
         throttle=throttle_readings(machine),
         temperatures=temperature_readings(machine),

@@ -224,7 +224,7 @@ class Progress(NamedTuple):
     """A sign of life, at least every second or so while a child works.
 
     Attributes:
-        stage: "idle", "load", "warm-up", "run", "verify".
+        stage: "probe", "idle", "load", "warm-up", "run", "verify".
         done: Units finished: runs, samples, or nanoseconds of an idle window.
         total: Units in all, None where unknown; for runs an estimate by the pace so far.
     """

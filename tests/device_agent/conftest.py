@@ -91,19 +91,19 @@ def start(root):
 
 @pytest.fixture
 def fake_plan(root):
-    """Builds the plan of a fake model: x int8 [1, 4] to itself, two samples."""
+    """Builds the plan of a fake model: x int8 [1, 4] to itself, two samples as a rule."""
 
-    def build(*, expected_shift=0, **model):
+    def build(*, expected_shift=0, samples=2, **model):
         folder = root / "bundle"
         folder.mkdir(exist_ok=True)
         (folder / "model.tflite").write_text(json.dumps({"shape": [1, 4], **model}))
-        samples = []
-        for index in range(2):
+        named = []
+        for index in range(samples):
             tensor = bytes([10 + index, 20, 30, 200])
             expected = bytes([tensor[0] + expected_shift]) + tensor[1:]
             (folder / f"{index}.in").write_bytes(tensor)
             (folder / f"{index}.out").write_bytes(expected)
-            samples.append(protocol.Sample((f"{index}.in",), (f"{index}.out",)))
+            named.append(protocol.Sample((f"{index}.in",), (f"{index}.out",)))
         port = protocol.Port("x", "int8", (1, 4), 0.5, 3)
         return protocol.Plan(
             folder="bundle",
@@ -112,7 +112,7 @@ def fake_plan(root):
             threads=1,
             inputs=(port,),
             outputs=(port._replace(name="y"),),
-            samples=tuple(samples),
+            samples=tuple(named),
         )
 
     return build

@@ -146,6 +146,21 @@ def test_max_runs_ends_a_bench(start, fake_plan, quick_bench):
     assert only(answer, protocol.Measurement).runs == 7
 
 
+def test_samples_are_fed_in_turn_in_an_order_that_the_seed_draws(start, fake_plan, quick_bench, tmp_path):
+    agent = start()
+    orders = []
+    for number, seed in enumerate((1, 1, 2, 3, 4, 5)):
+        log = tmp_path / f"{number}.log"
+        plan = fake_plan(samples=4, at_invoke="record", log=str(log))
+        agent.ask(quick_bench(plan, seed=seed, warmup_runs=0, min_runs=8))
+        fed = list(log.read_bytes())[1:]  # the first inference is that of the first sample
+        assert fed[:4] == fed[4:]
+        assert sorted(fed[:4]) == [10, 11, 12, 13]
+        orders.append(tuple(fed))
+    assert orders[0] == orders[1]
+    assert len(set(orders)) > 1
+
+
 def test_long_series_come_in_chunks(start, fake_plan, quick_bench):
     answer = start().ask(quick_bench(fake_plan(), min_runs=protocol.CHUNK * 2 + 1))
     assert [len(event.values_ns) for event in answer if isinstance(event, protocol.Latencies)] == [
@@ -286,6 +301,7 @@ def test_child_dies_with_the_agent(way, start, fake_plan, quick_bench, root):
     agent.send(quick_bench(fake_plan(at_invoke="sleep", seconds=60)))
     assert isinstance(agent.event(), protocol.Progress)
     (child,) = children_of(agent.process.pid)
+    assert Path(f"/proc/{child}/oom_score_adj").read_text() == "1000\n"
     before = set(root.rglob("*"))
     if way == "end of stdin":
         agent.hang_up()
@@ -417,6 +433,18 @@ def test_runtime_whose_import_breaks(start, fake_plan, root):
     failed = failure(agent.ask(protocol.Verify(fake_plan())))
     assert failed.kind == "runtime-missing"
     assert "_ARRAY_API not found" in failed.message
+
+
+def test_long_import_gives_signs_of_life_and_ends_with_the_host(start, root):
+    folder = root.parent / "slow"
+    (folder / "tflite_runtime").mkdir(parents=True)
+    (folder / "tflite_runtime" / "__init__.py").write_text("")
+    (folder / "tflite_runtime" / "interpreter.py").write_text("import time; time.sleep(60)")
+    agent = start(prefix=["env", f"PYTHONPATH={folder}:{Path(protocol.__file__).parents[1]}"])
+    agent.send(protocol.Probe(import_runtimes=True))
+    assert agent.event().stage == "probe"
+    agent.hang_up()
+    assert agent.end()[0] == 128 + signal.SIGHUP
 
 
 def test_space_is_that_of_the_file_system(start, root):
