@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
 from edgepipe.model import Model, onnx_model
 from edgepipe.runtime import open_session
+from edgepipe.sources.canonical import canonicalize
 
 if TYPE_CHECKING:
     import onnx
@@ -64,10 +65,12 @@ def strip_traces(proto: onnx.ModelProto) -> None:
 
 
 def read_converted(path: Path) -> onnx.ModelProto:
-    """Reads what a converter wrote, tidied."""
+    """Reads what tf2onnx wrote: tidied, and in the one order and the one set of names."""
     import onnx
 
-    return tidy_converted(onnx.load(path))
+    proto = tidy_converted(onnx.load(path))
+    canonicalize(proto)
+    return proto
 
 
 def tidy_converted(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -133,6 +133,11 @@ def test_shared_model(shared, name, shape):
     assert source.fidelity.sqnr_db > 90
 
 
+def test_shared_model_gives_the_same_bytes_each_time(shared):
+    first, second = (load(str(shared("kws_ref_model_float32.tflite"))).model for _ in range(2))
+    assert first.payload == second.payload
+
+
 def test_shared_quantized_model_is_refused(shared):
     with pytest.raises(errors.ModelError, match="quantized already"):
         load(str(shared("kws_ref_model.tflite")))
