@@ -67,7 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         # Typer knows --debug only before the command; people append it to the line that failed.
         app(args=[argument for argument in arguments if argument != "--debug"], prog_name="edgepipe")
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        if end.code != Interrupted.exit_code:
+            raise
+        # Typer ends the program so on Ctrl-C, without a word.
         error: EdgepipeError = Interrupted(
             "interrupted", remedy="run the same command again: finished work is kept"
         )

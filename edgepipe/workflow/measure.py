@@ -57,16 +57,22 @@ def measure_bundle(
     result says why. The caller decides what that means.
 
     Raises:
+        DeviceRuntimeMissing: The device can run none of the artifacts.
+        DeviceRuntimeTooOld: Likewise, as its runtimes are too old.
         DeviceError: The connection was lost, or the device is full.
     """
     runtimes: dict[str, Runtime] = {}
     skipped: dict[str, str] = {}
+    refusals: list[DeviceRuntimeMissing | DeviceRuntimeTooOld] = []
     for artifact in bundle.manifest.artifacts:
         try:
             runtimes[artifact.name] = pick_runtime(artifact, target, device.facts, device.description)
         except (DeviceRuntimeMissing, DeviceRuntimeTooOld) as error:
             skipped[artifact.name] = f"{error.what}: {error.got}"
+            refusals.append(error)
             emit(Warned(f"{error.what} ({error.got})", error.remedy))
+    if not runtimes:
+        raise refusals[0]
     folder = push(device.transport, bundle, artifacts=tuple(runtimes), emit=emit)
     results = []
     for artifact in bundle.manifest.artifacts:

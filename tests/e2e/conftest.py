@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepipe import cli
+from edgepipe import cli, errors
 
 CLASSES = 4
 SAMPLES = 96
@@ -215,3 +216,47 @@ def board(user, openssh):
     serve_tests(openssh)
     user.configure_ssh(openssh)
     return openssh
+
+
+def _told(outcome, error, *words):
+    """The one error block, which says what, where or what was found, and what to do; no traceback."""
+    assert outcome.exit_code == error.exit_code, outcome.stderr + outcome.stdout
+    assert "Traceback" not in outcome.stderr
+    assert outcome.stdout == ""
+    assert len(re.findall(r"^error: ", outcome.stderr, re.MULTILINE)) == 1, outcome.stderr
+    block = outcome.stderr[outcome.stderr.index("error: ") :]
+    if error is not errors.UsageError:  # which is about what is not there
+        assert re.search(r"^ +(where|got): .", block, re.MULTILINE), block
+    assert re.search(r"^ +do: .", block, re.MULTILINE), block
+    for word in words:
+        assert word in block, f"{word!r} is not in: {block}"
+    return block
+
+
+def _left_behind(before, after):
+    """New files but for finished ones of the cache, and the folder that holds it."""
+    return {
+        name
+        for name in after - before
+        if name not in {"work/runs", "work/runs/.cache"}
+        and not re.fullmatch(r"work/runs/.cache/\w+\.onnx", name)
+    }
+
+
+@pytest.fixture(scope="session")
+def told():
+    """Asserts that a command ended with one error, and gives its text: `told(outcome, error, *words)`."""
+    return _told
+
+
+@pytest.fixture(scope="session")
+def left_behind():
+    """What is new of two listings, but for finished work that the cache keeps."""
+    return _left_behind
+
+
+@pytest.fixture
+def bundle(deployed, user):
+    """The folder of a bundle that is the user's to change."""
+    shutil.copytree(next(deployed.folder.glob("runs/*/bundle")), user.folder / "bundle")
+    return user.folder / "bundle"

@@ -1,7 +1,6 @@
 """What people get wrong on their own side: one clear error with its exit code, and nothing left behind."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 
@@ -24,31 +23,6 @@ class Mistake(msgspec.Struct, frozen=True):
     error: type[errors.EdgepipeError]
     words: tuple[str, ...] = ()
     spoil: Callable[..., None] = lambda folder: None
-
-
-def told(outcome, error, *words):
-    """The one error block, which says what, where or what was found, and what to do; no traceback."""
-    assert outcome.exit_code == error.exit_code, outcome.stderr + outcome.stdout
-    assert "Traceback" not in outcome.stderr
-    assert outcome.stdout == ""
-    assert len(re.findall(r"^error: ", outcome.stderr, re.MULTILINE)) == 1, outcome.stderr
-    block = outcome.stderr[outcome.stderr.index("error: ") :]
-    if error is not errors.UsageError:  # which is about what is not there
-        assert re.search(r"^ +(where|got): .", block, re.MULTILINE), block
-    assert re.search(r"^ +do: .", block, re.MULTILINE), block
-    for word in words:
-        assert word in block, f"{word!r} is not in: {block}"
-    return block
-
-
-def left_behind(before, after):
-    """New files but for finished ones of the cache, and the folder that holds it."""
-    return {
-        name
-        for name in after - before
-        if name not in {"work/runs", "work/runs/.cache"}
-        and not re.fullmatch(r"work/runs/.cache/\w+\.onnx", name)
-    }
 
 
 def samples(**changed):
@@ -278,14 +252,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_and_leaves_nothing(equipped, mistake):
+def test_a_mistake_is_told_and_leaves_nothing(equipped, told, left_behind, mistake):
     mistake.spoil(equipped.folder)
     before = equipped.listing()
     told(equipped.run(*mistake.argv), mistake.error, *mistake.words)
     assert not left_behind(before, equipped.listing())
 
 
-def test_an_op_that_cannot_be_written_fails_before_the_labels_are_looked_at(equipped):
+def test_an_op_that_cannot_be_written_fails_before_the_labels_are_looked_at(equipped, told):
     MISTAKES["op that cannot be written"].spoil(equipped.folder)
     samples(y=at(99, 0))(equipped.folder)
     outcome = equipped.run("compress", "model.onnx", "--target", "x86", *DATA)
@@ -293,7 +267,7 @@ def test_an_op_that_cannot_be_written_fails_before_the_labels_are_looked_at(equi
     assert "calibrate" not in outcome.stderr
 
 
-def test_an_altered_bundle_is_not_pushed(deployed, user):
+def test_an_altered_bundle_is_not_pushed(deployed, user, told):
     shutil.copytree(next(deployed.folder.glob("runs/*/bundle")), user.folder / "bundle")
     with (user.folder / "bundle" / "int8.onnx").open("ab") as file:
         file.write(b"\0")

@@ -152,13 +152,6 @@ def test_a_store_without_runs(user):
 # --- a bundle, step by step -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bundle(deployed, user):
-    """The folder of a bundle that is the user's to change."""
-    shutil.copytree(run_of(deployed)[0] / "bundle", user.folder / "bundle")
-    return user.folder / "bundle"
-
-
 def test_compress_makes_the_same_bundle_each_time(equipped, deployed):
     manifests = [equipped.ok(*COMPRESS, "-o", f"b{n}", "--json").json for n in range(2)]
     first, second = (read_bundle(equipped.folder / f"b{n}") for n in range(2))
