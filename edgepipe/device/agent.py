@@ -28,9 +28,10 @@ SILENCE_S = 60.0
 _FIND_TIMEOUT_S = 60.0
 _OLDEST = (3, 6)
 _RESULT_KINDS = ("crashed", "out-of-memory", "timeout")
+_REPORT = "report this, with the versions of edgepipe and of Python there"
 _ERRORS: dict[str, type[DeviceError]] = {"disk-full": DeviceDiskFull, "timeout": DeviceTimeout}
 _REMEDIES = {
-    "bad-request": "report this, with the versions of edgepipe and of Python there",
+    "bad-request": _REPORT,
     "file-missing": "push the bundle again",
     "runtime-missing": "install an inference runtime there",
     "runtime-too-old": "install a newer runtime there",
@@ -181,7 +182,7 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
                 "the agent said something that is not of the protocol",
                 where=self._where(),
                 got=f"{error}: {line[:200].decode(errors='replace')}",
-                remedy="see whether something on the device writes to standard output at login",
+                remedy=_REPORT,
             ) from error
 
     def _died(self, channel: Channel) -> DeviceError:
@@ -215,7 +216,7 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
             "the agent did not answer what it was asked",
             where=self._where(),
             got=f"no {kind.__name__}",
-            remedy="report this, with the versions of edgepipe and of Python there",
+            remedy=_REPORT,
         )
 
 

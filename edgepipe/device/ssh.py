@@ -94,20 +94,20 @@ def _extend(links: list[Any], route: Route, options: SshOptions, depth: int) -> 
         )
     for index, jump in enumerate(route.jumps):
         jump_route = resolve(jump, options)
-        # Only the first host of the list is reached by its own ProxyJump: the list says how to go on.
-        inner = jump_route if index == 0 else _without_jumps(jump_route)
-        _extend(links, inner, options, depth + 1)
-    link = _start(_socket(links[-1] if route.jumps else None, route, options), route, options)
+        if index == 0:  # its own ProxyJump counts: for all further ones the list says how to go on
+            _extend(links, jump_route, options, depth + 1)
+        else:
+            _add_link(links, links[-1], jump_route, options)
+    _add_link(links, links[-1] if route.jumps else None, route, options)
+
+
+def _add_link(links: list[Any], via: Any | None, route: Route, options: SshOptions) -> None:
+    """Connects to one host, checks its key, and logs in."""
+    link = _start(_socket(via, route, options), route, options)
     links.append(link)
     _check_host_key(link, route, options)
     authenticate(link, route, options)
     link.set_keepalive(KEEPALIVE_S)
-
-
-def _without_jumps(route: Route) -> Route:
-    import msgspec
-
-    return msgspec.structs.replace(route, jumps=())
 
 
 def _socket(via: Any | None, route: Route, options: SshOptions) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import itertools
 import os
 import shutil
 import socket
@@ -440,7 +441,9 @@ def test_jump_hosts(openssh, tmp_path, jump):
     with connect(parse_host("board"), options) as transport:
         assert transport.check(["echo", "in"]) == b"in\n"
         peers = transport.check(["sh", "-c", "echo $SSH_CONNECTION"]).decode().split()
-        assert len(transport._links) == {"gate": 2, "second": 3, "gate,second": 3, "none": 1}[jump]
+        links = transport._links
+        assert all(link.sock.get_transport() is before for before, link in itertools.pairwise(links))
+        assert len(links) == {"gate": 2, "second": 3, "gate,second": 3, "none": 1}[jump]
     assert peers[3] == str(openssh.port)
 
 
