@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from device_agent import protocol
+from device_agent.machine import Machine
+from device_agent.memory import count_oom_kills
 from edgepipe.device.zipapp import build_agent
 
 PYTHONS = [f"3.{minor}" for minor in range(6, 14)]
@@ -49,7 +51,7 @@ def is_alive(pid):
     return state not in "ZX"
 
 
-def wait_until(condition, timeout_s=10.0):
+def wait_until(condition, timeout_s=30.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -179,9 +181,9 @@ def test_memory_of_the_model_is_seen(start, fake_plan, quick_bench):
 
 
 def test_progress_says_that_a_long_load_lives(start, fake_plan, quick_bench):
-    answer = start().ask(quick_bench(fake_plan(at_load="sleep", seconds=1.5)))
+    answer = start().ask(quick_bench(fake_plan(at_load="sleep", seconds=2)))
     assert [event.stage for event in answer if isinstance(event, protocol.Progress)].count("load") >= 2
-    assert only(answer, protocol.Measurement).load_ns >= 1_500_000_000
+    assert only(answer, protocol.Measurement).load_ns >= 2_000_000_000
 
 
 def test_verification_of_equal_outputs(start, fake_plan):
@@ -236,9 +238,12 @@ def test_log_of_a_crash_is_kept(start, fake_plan):
 
 
 def test_sigkill_without_an_oom_kill_is_a_crash(start, fake_plan):
-    if "oom_kill " not in Path("/proc/vmstat").read_text():
+    before = count_oom_kills(Machine())
+    if before is None:
         pytest.skip("this kernel does not count out-of-memory kills")
     failed = failure(start().ask(protocol.Verify(fake_plan(at_invoke="kill"))))
+    if count_oom_kills(Machine()) != before:
+        pytest.skip("another process ran out of memory meanwhile")
     assert failed.kind == "crashed"
     assert "SIGKILL" in failed.message
 
@@ -279,19 +284,21 @@ def test_real_out_of_memory_kill(small_group, start, fake_plan, quick_bench):
 def test_timeout_kills_the_child(start, fake_plan, quick_bench):
     agent = start()
     plan = fake_plan(at_invoke="sleep", seconds=60)
-    started = time.monotonic()
     failed = failure(agent.ask(quick_bench(plan, timeout_ns=700_000_000)))
     assert failed.kind == "timeout"
     assert "0.7 s" in failed.message
-    assert time.monotonic() - started < 30
     assert children_of(agent.process.pid) == []
 
 
 def test_processes_of_the_child_die_with_it(start, fake_plan, quick_bench, tmp_path):
     pid_file = tmp_path / "pid"
-    plan = fake_plan(at_invoke="spawn", pid_file=str(pid_file))
-    assert failure(start().ask(quick_bench(plan, timeout_ns=1_500_000_000))).kind == "timeout"
+    agent = start()
+    agent.send(quick_bench(fake_plan(at_invoke="spawn", pid_file=str(pid_file))))
+    wait_until(lambda: pid_file.exists() and pid_file.read_text())
     pid = int(pid_file.read_text())
+    assert is_alive(pid)
+    agent.hang_up()
+    assert agent.end()[0] == 128 + signal.SIGHUP
     wait_until(lambda: not is_alive(pid))
 
 
@@ -341,17 +348,6 @@ def test_end_of_stdin_without_quit_still_answers_what_needs_no_child(start):
     only(agent.answer(), protocol.Welcome)
     assert only(agent.answer(), protocol.FreeSpace).free_bytes > 0
     assert agent.end() == (0, b"")
-
-
-def test_hanging_up_while_idle_power_is_sampled(start, fake_plan, quick_bench):
-    agent = start()
-    plan = fake_plan()
-    agent.send(quick_bench(plan, power_sources=("rapl", "unheard-of"), idle_ns=60 * 10**9))
-    event = agent.event()
-    if event.stage != "idle":
-        pytest.skip("this machine has no readable power source")
-    agent.hang_up()
-    assert agent.end()[0] == 128 + signal.SIGHUP
 
 
 @pytest.mark.parametrize(
