@@ -29,6 +29,7 @@ from edgepipe.sources.source import Fidelity
 SCHEMA = 1
 RECORD = "run.json"
 INDEX = "index.sqlite"
+_NUMBERS = re.compile(rb"\[\s+-?\d[-+.\dEe,\s]*\]")
 _INDEX_VERSION = 1  # to be raised whenever summaries are made in another way
 
 
@@ -175,7 +176,7 @@ def save_run(store: Path, run: Run) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=1) + b"\n")
+            part.write_bytes(_to_json(run))
             part.replace(folder / RECORD)
         finally:
             part.unlink(missing_ok=True)
@@ -246,6 +247,12 @@ def _summarize_result(result: ArtifactResult) -> ResultSummary:
         median_ns=latency.median_ns.value if latency and latency.median_ns else None,
         verdict=verdict_of(result.measurement).state if result.measurement else "",
     )
+
+
+def _to_json(run: Run) -> bytes:
+    """Indented for people, but each series of numbers on one line: there are thousands of them."""
+    indented = msgspec.json.format(msgspec.json.encode(run), indent=1)
+    return _NUMBERS.sub(lambda found: b"".join(found.group().split()), indented) + b"\n"
 
 
 def _resolve(store: Path, name: str) -> str:

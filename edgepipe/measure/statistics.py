@@ -13,6 +13,9 @@ from edgepipe.measure.record import Measurement
 RUNS_NEEDED = {0.5: 11, 0.9: 64, 0.99: 662}
 """Fewest runs for a quantile to be quoted: LoadGen's early stopping (`runs_needed`, 99 % confidence)."""
 
+MAX_BATCHES = 50
+MIN_BATCH = 15
+
 
 class Interval(msgspec.Struct, frozen=True):
     """A figure with its confidence interval.
@@ -33,7 +36,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         runs: Number of timed runs.
-        median_ns: With a distribution-free 95 % interval; None below 11 runs.
+        median_ns: With a distribution-free 95 % interval (`steady_interval`); None below 11 runs.
         p90_ns: None below 64 runs.
         p99_ns: None below 662 runs.
         min_ns: The fastest run.
@@ -65,7 +68,7 @@ def latency_of(measurement: Measurement) -> Latency | None:
     middle = quantile(values.tolist(), 0.5)
     return Latency(
         runs=n,
-        median_ns=median_interval(values.tolist()) if n >= RUNS_NEEDED[0.5] else None,
+        median_ns=steady_interval(values.tolist()) if n >= RUNS_NEEDED[0.5] else None,
         p90_ns=quantile(values.tolist(), 0.9) if n >= RUNS_NEEDED[0.9] else None,
         p99_ns=quantile(values.tolist(), 0.99) if n >= RUNS_NEEDED[0.99] else None,
         min_ns=float(values.min()),
@@ -87,8 +90,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
 
     Conover, "Practical Nonparametric Statistics", 3rd edition, section 3.2: with n values and
     ``P(Binomial(n, 1/2) <= k) <= (1 - confidence) / 2``, the (k+1)-th smallest and (k+1)-th largest
-    enclose the median. Runs must be independent: a drifting device makes this too narrow.
-    With too few values for the confidence, the extremes.
+    enclose the median. The values must be independent. With too few for the confidence, the extremes.
     """
     ordered = sorted(values)
     n = len(ordered)
@@ -97,12 +99,29 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(quantile(ordered, 0.5), float(ordered[rank]), float(ordered[n - 1 - rank]))
 
 
+def steady_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The median of a series whose neighbours resemble each other, as runs on a device do.
+
+    Other load and clock changes last for many runs, so that single runs are no independent witnesses.
+    The interval is that of the medians of up to 50 consecutive batches (the method of batch means, Law,
+    "Simulation Modeling and Analysis", 5th edition, section 9.5.3, with medians); below 11 batches of
+    15 runs, that of the runs themselves.
+    """
+    found = median_interval(values, confidence)
+    batches = min(MAX_BATCHES, len(values) // MIN_BATCH)
+    if batches < RUNS_NEEDED[0.5]:
+        return found
+    medians = [float(np.median(batch)) for batch in np.array_split(np.asarray(values, np.float64), batches)]
+    between = median_interval(medians, confidence)
+    return Interval(found.value, min(found.low, between.low), max(found.high, between.high))
+
+
 def ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Median of `first` over that of `second`, with an interval of at least 95 % confidence.
 
-    Each median is enclosed at 97.5 %; by Bonferroni's inequality both hold together at 95 %.
+    Each median is enclosed at 97.5 % (`steady_interval`); by Bonferroni's inequality, both are at 95 %.
     """
-    above, below = median_interval(first, 0.975), median_interval(second, 0.975)
+    above, below = steady_interval(first, 0.975), steady_interval(second, 0.975)
     return Interval(above.value / below.value, above.low / below.high, above.high / below.low)
 
 

@@ -90,7 +90,7 @@ def _reasons(measurement: Measurement, latency: Latency | None) -> Iterator[Find
 def _warnings(measurement: Measurement, latency: Latency) -> Iterator[Finding]:
     if measurement.kind == "embedded":
         yield Finding(
-            f"embedded device: {measurement.emulation or 'a process on the host'}",
+            measurement.emulation or "embedded device: a process on the host",
             "these are the host CPU's figures; use --host to measure a board",
         )
     yield from _unsteady(measurement, latency)

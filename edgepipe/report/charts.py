@@ -69,7 +69,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         name: The artifact.
         band: SVG path from the 10th to the 90th percentile of each slice.
         line: SVG path of the slices' medians.
-        outliers: The slowest run of each slice that stands out: (x, y).
+        outliers: The slowest run of each slice that stands out, at the upper edge if it lies beyond: (x, y).
         y_ticks: Latencies.
         x_ticks: Seconds since the first timed run.
         height: Of the drawing.
@@ -109,8 +109,7 @@ def histograms(views: Sequence[ResultView]) -> Histograms | None:
     if not shown:
         return None
     low = min(float(values.min()) for _, values in shown)
-    high = max(quantile(values.tolist(), 0.99) for _, values in shown) * 1.04
-    high = max(high, low * 1.05)
+    high = max(*(_reach(values) for _, values in shown), low * 1.05)
     logarithmic = high / low > 4
     place = _scale(low * 0.98, high, logarithmic=logarithmic)
     rows = tuple(_histogram_row(name, values, index, place) for index, (name, values) in enumerate(shown))
@@ -154,6 +153,12 @@ def forest(differences: Sequence[tuple[str, Estimate]]) -> Forest | None:
     values = [step * index for index in range(-count, count + 1)]
     ticks = tuple(Tick(place(value), f"{value:+g}".replace("-", "−") if value else "0") for value in values)
     return Forest(rows=rows, ticks=ticks, zero=place(0), height=26 * len(rows) + AXIS)
+
+
+def _reach(values: NDArray[np.float64]) -> float:
+    """Where the axis may end: past the 90th percentile, but not at the end of a long tail of slow runs."""
+    middle, p90, p99 = (quantile(values.tolist(), share) for share in (0.5, 0.9, 0.99))
+    return max(1.15 * p90, min(1.04 * p99, 2 * middle))
 
 
 def _timed(view: ResultView) -> bool:
@@ -206,7 +211,7 @@ def _trace(name: str, values: NDArray[np.float64], height: float) -> Trace:
     total_s = float(starts_s[-1])
     bounds = np.cumsum([len(each) for each in slices]) - 1
     low, middle, high = np.array([np.quantile(each, (0.1, 0.5, 0.9)) for each in slices]).T
-    top = max(float(np.quantile(values, 0.995)), float(high.max())) * 1.03
+    top = max(float(np.quantile(high, 0.95)) * 1.15, float(middle.max()) * 1.1)
     bottom = float(values.min()) * 0.98
     ground = height - AXIS + 8
 

@@ -8,38 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgepipe.bundle import Step
 from edgepipe.errors import OutputError
 from edgepipe.report import charts, text
-from edgepipe.report.view import RunView, view_of
+from edgepipe.report.view import RunView, notes_of, view_of
 from edgepipe.store import Run
 from edgepipe.units import format_bytes, format_ns, format_share
 
 TEMPLATE = "report.html"
-
-
-class Note(msgspec.Struct, frozen=True):
-    """Something to know of some artifacts' figures.
-
-    Attributes:
-        label: "UNFIT", "INVALID" or "NOTE".
-        text: What was seen.
-        advice: What to do about it.
-        artifacts: Which it concerns; "" for all.
-    """
-
-    label: str
-    text: str
-    advice: str
-    artifacts: str
-
-    @property
-    def grade(self) -> str:
-        """The style it is shown in."""
-        return "warn" if self.label == "NOTE" else "bad"
 
 
 def write_report(runs: Sequence[Run], output: Path) -> None:
@@ -104,7 +82,7 @@ def section(view: RunView) -> dict[str, Any]:
         "view": view,
         "run": view.run,
         "best": view.best,
-        "notes": notes(view),
+        "notes": notes_of(view),
         "size_ratio": _size_ratio(view),
         "histograms": charts.histograms(view.results),
         "traces": charts.traces(view.results),
@@ -115,23 +93,6 @@ def section(view: RunView) -> dict[str, Any]:
         "facts": facts_rows(view.run.device),
         "steps": [(step, _settings(step)) for step in view.run.steps],
     }
-
-
-def notes(view: RunView) -> list[Note]:
-    """Every reason and warning once, the gravest first, with the artifacts that it concerns."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for why in view.unfit:
-        advice = "calibrate and evaluate on real, separate samples"
-        found["UNFIT", f"unfit for accuracy claims: {why}", advice] = []
-    for each in view.results:
-        if each.result.skipped:
-            found.setdefault(("INVALID", each.result.skipped, ""), []).append(each.name)
-        if each.verdict:
-            for label, findings in (("INVALID", each.verdict.reasons), ("NOTE", each.verdict.warnings)):
-                for finding in findings:
-                    found.setdefault((label, finding.text, finding.advice), []).append(each.name)
-    ordered = sorted(found.items(), key=lambda item: item[0][0] == "NOTE")
-    return [Note(*key, artifacts=_who(names, view)) for key, names in ordered]
 
 
 def facts_rows(device: dict[str, object]) -> list[tuple[str, str]]:
@@ -173,10 +134,6 @@ def _size_ratio(view: RunView) -> float | None:
     if best is None or best.baseline not in sizes or not best.result.artifact.size_bytes:
         return None
     return sizes[best.baseline] / best.result.artifact.size_bytes
-
-
-def _who(names: list[str], view: RunView) -> str:
-    return "" if len(names) == len(view.results) else ", ".join(names)
 
 
 def _settings(step: Step) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,15 +11,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from device_agent import protocol
 from edgepipe.bundle import Artifact, Bundle
 from edgepipe.convert.emission import Emission
 from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.report import text
 from edgepipe.report.compare import ArtifactComparison, RunComparison, compare
-from edgepipe.report.view import MARKS, RunView, view_of
-from edgepipe.store import Run, RunSummary
-from edgepipe.units import format_bytes, format_ns
+from edgepipe.report.device import facts_table, push_summary
+from edgepipe.report.view import MARKS, RunView, notes_of, view_of
+from edgepipe.store import ResultSummary, Run, RunSummary
+from edgepipe.units import format_bytes, format_ns, format_share
 
 __all__ = [
     "bundle_summary",
@@ -46,21 +46,12 @@ class Judged(Protocol):
     agreement: dict[str, Estimate]
 
 
-class Pushed(Protocol):
-    """A bundle on a device."""
-
-    host: str
-    folder: str
-    bundle_digest: str
-    agent_digest: str
-
-
 def deploy_summary(run: Run, store: Path) -> RenderableType:
     """A run: one row an artifact, then what to know of the figures, then where everything lies."""
     view = view_of(run)
     parts: list[RenderableType] = [_headline(view), Text()]
     parts += [_host_table(view), *(_agreement(run)), _device_table(view)]
-    parts += _findings(view)
+    parts += _notes(view)
     parts.append(_provenance(run, store))
     return Group(*parts)
 
@@ -131,56 +122,46 @@ def evaluation_table(judged: Judged) -> RenderableType:
     return Group(*parts)
 
 
-def push_summary(pushed: Pushed) -> RenderableType:
-    """A bundle that is on a device now."""
-    return Text.assemble(
-        ("pushed to ", ""), (pushed.host, "bold"), f": {pushed.folder}\n",
-        (f"bundle {pushed.bundle_digest[:12]}, agent {pushed.agent_digest[:12]}", "dim"),
-    )  # fmt: skip
-
-
-def facts_table(facts: protocol.Facts) -> RenderableType:
-    """What a device says of itself."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _facts_rows(facts):
-        _add(table, name, value or text.NONE)
-    return table
-
-
 def runs_table(runs: Sequence[RunSummary]) -> RenderableType:
     """Every run in short, the newest first."""
     if not runs:
         return Text("no runs yet: make one with `edgepipe deploy`")
-    table = _table("run", "device", "artifact", ">size", ">accuracy", ">agreement", ">median", "verdict")
-    for run in runs:
-        if run.problem:
-            _add(table, Text(run.id, "bold"), Text(run.problem, "red"))
-        for index, each in enumerate(run.results):
-            mark = MARKS[run.kind]
-            device = f"{run.host}" + (f" ({mark})" if mark and mark not in run.host else "")
-            median = text.NONE if each.median_ns is None else f"{format_ns(each.median_ns)}" + _marked(mark)
-            _add(
-                table,
-                Text(run.id if not index else "", "bold"),
-                device if not index else "",
-                each.name,
-                format_bytes(each.size_bytes),
-                text.NONE if each.accuracy is None else f"{100 * each.accuracy:.1f} %",
-                text.NONE if each.agreement is None else f"{100 * each.agreement:.1f} %",
-                median,
-                Text(each.verdict or text.NONE, _STYLES.get(each.verdict, "dim")),
-            )
-    return table
+    return Group(*(part for run in runs for part in _run_in_short(run)))
+
+
+def _run_in_short(run: RunSummary) -> list[RenderableType]:
+    if run.problem:
+        return [Text.assemble((run.id, "bold"), "  ", (run.problem, "red"), "\n")]
+    mark = MARKS[run.kind]
+    where = run.host + (_marked(mark) if mark not in run.host else "")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for width in (16, 9, 18, 20, 8):
+        table.add_column(min_width=width, justify="left" if width in {16, 8} else "right")
+    for each in run.results:
+        _add(
+            table,
+            f"  {each.name}",
+            format_bytes(each.size_bytes),
+            _quality(each),
+            text.NONE if each.median_ns is None else format_ns(each.median_ns) + _marked(mark),
+            Text(each.verdict or text.NONE, _STYLES.get(each.verdict, "dim")),
+        )
+    return [Text.assemble((run.id, "bold"), (f"  {where}", "dim")), table, Text()]
+
+
+def _quality(summary: ResultSummary) -> str:
+    """Accuracy, or where there are no labels the agreement with the float model."""
+    if summary.accuracy is not None:
+        return f"accuracy {format_share(summary.accuracy)}"
+    return text.NONE if summary.agreement is None else f"agreement {format_share(summary.agreement)}"
 
 
 def comparison_table(comparison: RunComparison) -> RenderableType:
     """Two runs beside each other: what may be set against each other, and why the rest may not."""
+    first, second = (MARKS[kind] for kind in comparison.kinds)
     head = Text.assemble("A ", (comparison.first, "bold"), "\nB ", (comparison.second, "bold"))
-    table = _table(
-        "artifact", ">size A → B", ">accuracy A → B", ">median A → B", ">B / A", ">peak memory A → B"
-    )
+    mark = f"\n{first}" if first and first == second else ""
+    table = _table("artifact", ">size", ">accuracy", f">median{mark}", f">B / A{mark}", f">peak memory{mark}")
     for artifact in comparison.artifacts:
         _add(table, *_comparison_cells(artifact, comparison))
     parts: list[RenderableType] = [head, table]
@@ -200,6 +181,8 @@ def comparison_table(comparison: RunComparison) -> RenderableType:
 
 def _comparison_cells(artifact: ArtifactComparison, comparison: RunComparison) -> list[RenderableType]:
     marks = [MARKS[kind] for kind in comparison.kinds]
+    if marks[0] == marks[1]:
+        marks = ["", ""]  # the column's head says it for both
     medians = [text.median(each) + _marked(mark) for each, mark in zip(artifact.latency, marks, strict=True)]
     memory = [
         text.size(each) + _marked(mark) for each, mark in zip(artifact.peak_memory_bytes, marks, strict=True)
@@ -207,12 +190,17 @@ def _comparison_cells(artifact: ArtifactComparison, comparison: RunComparison) -
     ratio = artifact.latency_ratio
     return [
         Text.assemble((artifact.name, "bold"), ("\nsame file" if artifact.same_file else "", "dim")),
-        " → ".join(map(format_bytes, artifact.size_bytes)),
-        " → ".join(map(text.share, artifact.accuracy)),
-        " → ".join(medians),
+        _from_to(map(format_bytes, artifact.size_bytes)),
+        _from_to(map(text.share, artifact.accuracy)),
+        _from_to(medians),
         _two(text.times(ratio), text.times_interval(ratio)),
-        " → ".join(memory),
+        _from_to(memory),
     ]
+
+
+def _from_to(figures: Iterable[str]) -> str:
+    """The figure of A above that of B."""
+    return "\n→ ".join(figures)
 
 
 def _headline(view: RunView) -> Text:
@@ -256,7 +244,7 @@ def _agreement(run: Run) -> list[RenderableType]:
 
 def _device_table(view: RunView) -> Table:
     """How the artifacts run: figures of the device, each column marked where that is no board."""
-    mark = f"\n({view.mark})" if view.mark else ""
+    mark = f"\n{view.mark}" if view.mark else ""
     figures = [f">{name}{mark}" for name in ("median", "p90", "against float", "peak memory", "energy")]
     table = _table("artifact", *figures, "verdict", title=f"measured on {view.run.device_name}")
     for each in view.results:
@@ -294,23 +282,15 @@ def _evaluation_cells(evaluation: Evaluation | None, *, reference: bool = False)
     ]
 
 
-def _findings(view: RunView) -> list[RenderableType]:
-    """Reasons and warnings with their advice, one line each with the artifacts they concern."""
-    told: dict[tuple[str, str, str], list[str]] = {}
-    for each in view.results:
-        if each.result.skipped:
-            told.setdefault(("red", each.result.skipped, ""), []).append(each.name)
-        if each.verdict is None:
-            continue
-        for style, findings in (("red", each.verdict.reasons), ("yellow", each.verdict.warnings)):
-            for finding in findings:
-                told.setdefault((style, finding.text, finding.advice), []).append(each.name)
-    lines: list[RenderableType] = [
-        Text(f"● unfit for accuracy claims: {why}", "bold red") for why in view.unfit
-    ]
-    for (style, what, advice), names in told.items():
-        who = "" if len(names) == len(view.results) else f"{', '.join(names)}: "
-        lines.append(Text.assemble(("● ", style), who, what, (f"  {advice}" if advice else "", "dim")))
+def _notes(view: RunView) -> list[RenderableType]:
+    """Reasons and warnings with the artifacts they concern, and what to do about them."""
+    lines: list[RenderableType] = []
+    for note in notes_of(view):
+        line = Text()
+        for who, seen in note.seen:
+            line.append("● ", "yellow" if note.label == "NOTE" else "bold red")
+            line.append(f"{who}: {seen}\n" if who else f"{seen}\n")
+        lines.append(line.append(f"  → {note.advice}", "dim") if note.advice else line)
     return lines
 
 
@@ -323,36 +303,6 @@ def _provenance(run: Run, store: Path) -> Text:
     return Text("\n".join(lines), "dim")
 
 
-def _facts_rows(facts: protocol.Facts) -> list[tuple[str, str]]:
-    cpu, memory, python = facts.cpu, facts.memory, facts.python
-    clocks = ", ".join(
-        f"{each.name} {each.governor} {each.min_khz / 1e6:.2f} to {each.max_khz / 1e6:.2f} GHz"
-        for each in cpu.policies
-    )
-    runtimes = ", ".join(f"{each.name} {each.version} {each.note}".strip() for each in facts.runtimes)
-    sensors = [f"{each.source} ({each.coverage})" for each in facts.sensors if each.available]
-    return [
-        ("board", facts.board),
-        ("emulation", facts.emulation if facts.emulated else "none seen"),
-        ("CPU", f"{cpu.model}, {cpu.architecture}, {cpu.cores} of {cpu.cores_online} cores"),
-        ("features", " ".join(cpu.features)),
-        ("clocks", clocks),
-        ("memory", f"{format_bytes(memory.total_bytes)}, {format_bytes(memory.available_bytes)} available"),
-        ("system", f"{facts.system.name}, kernel {facts.system.kernel}, {facts.system.libc}"),
-        ("firmware", facts.firmware),
-        ("power mode", facts.power_mode),
-        ("Python", f"{python.version} ({python.bits} bit) {python.executable}"),
-        ("numpy", facts.numpy_version or "missing"),
-        ("runtimes", runtimes or "none"),
-        ("power sensors", ", ".join(sensors) or "none"),
-        ("throttling", ", ".join(f"{each.name} {each.value}" for each in facts.throttle)),
-        ("temperatures", ", ".join(f"{each.name} {each.value / 1e3:.0f} °C" for each in facts.temperatures)),
-        ("load average", f"{facts.load_average:.2f}"),
-        ("free disk", format_bytes(facts.disk_free_bytes)),
-        ("container", facts.container),
-    ]
-
-
 def _table(*columns: str, title: str | None = None) -> Table:
     """A table whose columns are right-aligned where their name begins with ">"."""
     table = Table(
@@ -363,12 +313,14 @@ def _table(*columns: str, title: str | None = None) -> Table:
         title_style="dim",
         title_justify="left",
     )
-    for column in columns:
+    for index, column in enumerate(columns):
         right = column.startswith(">")
-        # An id is there to be copied: in one piece.
-        whole = column == "run"
         table.add_column(
-            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=whole
+            column.lstrip(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            min_width=None if index else len("float32.tflite"),
+            no_wrap=column == "verdict",
         )
     return table
 

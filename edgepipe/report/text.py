@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from edgepipe.bundle import Calibration
 from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.measure import Energy, Interval, Latency
+from edgepipe.store import DataUse
 from edgepipe.units import format_bytes, format_mj, format_mw, format_ns, format_share
 
 NONE = "–"
+
+
+def samples(data: DataUse | Calibration) -> str:
+    """``872 samples of val.npz``."""
+    return f"{data.samples} samples of {data.source.removeprefix(f'{data.samples} of ')}"
 
 
 def share(estimate: Estimate | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import msgspec
 
 from edgepipe.measure import (
@@ -20,6 +23,9 @@ from edgepipe.store import ArtifactResult, Run
 
 MARKS: dict[Kind, str] = {"board": "", "embedded": "embedded", "emulated": "emulated"}
 """The word that stands beside every figure that is no board's."""
+
+
+Label = Literal["UNFIT", "INVALID", "NOTE"]
 
 
 class ResultView(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +60,20 @@ class ResultView(msgspec.Struct, frozen=True, kw_only=True):
         measurement = self.result.measurement
         failed = measurement is not None and measurement.outcome != "ok"
         return measurement.outcome if failed and measurement else self.verdict.state
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What was seen that calls for one and the same remedy.
+
+    Attributes:
+        label: "UNFIT", "INVALID" or "NOTE".
+        seen: What was seen, each with the artifacts that it concerns, "" for all.
+        advice: What to do about it.
+    """
+
+    label: Label
+    seen: tuple[tuple[str, str], ...]
+    advice: str
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +117,37 @@ def view_of(run: Run) -> RunView:
     kinds = {result.measurement.kind for result in run.results if result.measurement} | {run.kind}
     kind: Kind = "emulated" if "emulated" in kinds else "embedded" if "embedded" in kinds else "board"
     return RunView(run=run, results=tuple(_view(result, run) for result in run.results), mark=MARKS[kind])
+
+
+def notes_of(view: RunView) -> tuple[Note, ...]:
+    """Every reason and warning once, the gravest first, gathered by their remedy."""
+    artifacts: dict[tuple[Label, str, str], list[str]] = {}
+    for label, advice, seen, name in _findings(view):
+        artifacts.setdefault((label, advice, seen), []).append(name)
+    gathered: dict[tuple[Label, str], list[tuple[str, str]]] = {}
+    for (label, advice, seen), names in artifacts.items():
+        who = "" if "" in names or len(names) == len(view.results) else ", ".join(names)
+        gathered.setdefault((label, advice), []).append((who, seen))
+    notes = [Note(label=label, advice=advice, seen=tuple(seen)) for (label, advice), seen in gathered.items()]
+    return tuple(sorted(notes, key=lambda note: note.label == "NOTE"))
+
+
+def _findings(view: RunView) -> Iterator[tuple[Label, str, str, str]]:
+    """Label, advice, what was seen, and the artifact that it was seen at."""
+    for why in view.unfit:
+        yield (
+            "UNFIT",
+            "calibrate and evaluate on real, separate samples",
+            f"unfit for accuracy claims: {why}",
+            "",
+        )
+    for each in view.results:
+        if each.result.skipped:
+            yield "INVALID", "", each.result.skipped, each.name
+        for finding in each.verdict.reasons if each.verdict else ():
+            yield "INVALID", finding.advice, finding.text, each.name
+        for finding in each.verdict.warnings if each.verdict else ():
+            yield "NOTE", finding.advice, finding.text, each.name
 
 
 def _view(result: ArtifactResult, run: Run) -> ResultView:

@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from edgepipe.measure import latency_of, ratio_of_medians
-from edgepipe.measure.statistics import RUNS_NEEDED, bimodality, drift, median_interval, quantile, runs_needed
+from edgepipe.measure.statistics import (
+    RUNS_NEEDED,
+    bimodality,
+    drift,
+    median_interval,
+    quantile,
+    runs_needed,
+    steady_interval,
+)
 
 latencies = st.lists(st.integers(1, 10**12), min_size=1, max_size=300)
 
@@ -38,6 +46,28 @@ def test_the_medians_interval_covers_the_median_at_its_level():
     intervals = [median_interval(row.tolist()) for row in draws]
     covered = np.mean([i.low <= np.log(2) <= i.high for i in intervals])
     assert covered >= 0.945
+
+
+def test_runs_that_resemble_their_neighbours_widen_the_interval():
+    rng = np.random.default_rng(6)
+    naive = steady = 0
+    for _ in range(150):
+        # First-order autoregression around 0, as slow load makes it: neighbours correlate by 0.95.
+        noise, series = rng.normal(size=4000), [0.0]
+        for each in noise:
+            series.append(0.95 * series[-1] + each)
+        found, plain = steady_interval(series[100:]), median_interval(series[100:])
+        assert found.low <= plain.low <= found.value <= plain.high <= found.high
+        steady += found.low <= 0 <= found.high
+        naive += plain.low <= 0 <= plain.high
+    assert naive / 150 < 0.6
+    assert steady / 150 > 0.85
+
+
+def test_independent_runs_widen_it_little():
+    values = np.random.default_rng(7).lognormal(0, 0.1, 3000).tolist()
+    found, plain = steady_interval(values), median_interval(values)
+    assert found.high - found.low < 2 * (plain.high - plain.low)
 
 
 @given(latencies)

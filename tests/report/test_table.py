@@ -44,8 +44,8 @@ def test_host_and_device_figures_never_share_a_row(make_run, tmp_path):
 def test_every_device_column_of_an_embedded_run_is_marked(embedded, tmp_path):
     text = shown(table.deploy_summary(embedded, tmp_path))
     assert "[embedded: the host's CPU, no board]" in text
-    head = next(line for line in text.splitlines() if "(embedded)" in line)
-    assert head.count("(embedded)") == 5
+    head = next(line for line in text.splitlines() if line.count("embedded") > 1)
+    assert head.split() == ["artifact", *["embedded"] * 5, "verdict"]
     assert "use --host to measure a board" in text
 
 
@@ -54,11 +54,12 @@ def test_trouble_is_told_with_its_artifact_and_its_remedy(troubled, tmp_path):
     assert text.startswith("INVALID")
     for expected in (
         "unfit for accuracy claims: calibrated on random data",
-        "float32.onnx: out-of-memory: the kernel killed the child  free memory",
-        "int8.onnx: the device throttled: rpi throttled-now  cool it",
+        "float32.onnx: out-of-memory: the kernel killed the child\n  → free memory",
+        "int8.onnx: the device throttled: rpi throttled-now\n  → cool it",
         "off by 97 steps",
     ):
-        assert expected in text
+        assert expected in "\n".join(line.rstrip() for line in text.splitlines())
+    assert text.count("cpupower") == 1  # one remedy for the clock and the governor
     assert "out-of-memory" in row(text, "float32.onnx", "measured on")
     assert "not measured" in row(text, "int8.tflite", "measured on")
 
@@ -76,7 +77,15 @@ def test_the_report_is_named_only_where_it_is(make_run, tmp_path):
 @pytest.mark.parametrize("width", [80, 100])
 def test_tables_fit_a_terminal(make_run, embedded, tmp_path, width):
     for run in (make_run(), embedded):
-        assert max(map(len, shown(table.deploy_summary(run, tmp_path), width).splitlines())) <= width
+        parts = (
+            table.deploy_summary(run, tmp_path),
+            table.runs_table([summarize(run)]),
+            table.comparison_table(table.compare(run, make_run())),
+        )
+        for part in parts:
+            lines = shown(part, width).splitlines()
+            assert max(map(len, lines)) <= width
+            assert len(lines) < 65
 
 
 def test_a_bare_run_is_shown(make_run, tmp_path):
@@ -127,7 +136,7 @@ def test_a_board_and_an_embedded_device_are_not_compared(make_run, embedded):
     assert any("a board" in why for why in comparison.latency_barriers)
     text = shown(table.comparison_table(comparison), width=200)
     assert "latency, memory and energy are not comparable" in text
-    assert "→ 3.10 ms (embedded)" in text
+    assert text.count("(embedded)") == 2 * 4
 
 
 @pytest.mark.parametrize(
