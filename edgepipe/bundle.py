@@ -13,6 +13,7 @@ digest of every other file.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -209,6 +210,34 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
             BundleError: The file is missing, was altered, or is none of the bundle's.
         """
         return _read_checked(self.folder, file, self.manifest.digests().get(file))
+
+
+def check_bundle_folder(folder: Path) -> None:
+    """Makes sure, before any work, that a bundle could be written there; another disk may still fill up.
+
+    Raises:
+        BundleError: `folder` holds something that is no bundle.
+        OutputError: It is, or lies in, something that is no folder or may not be written to.
+    """
+    _refuse_foreign(folder.absolute())
+    check_writable(folder.absolute())
+
+
+def check_writable(folder: Path) -> None:
+    """Makes sure that files could be written below a folder, which need not exist yet.
+
+    Raises:
+        OutputError: They could not.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    raise OutputError(
+        "nothing can be written there",
+        where=str(folder),
+        got=f"{there} is " + ("a folder of somebody else" if there.is_dir() else "a file"),
+        remedy="name a folder that you may write to",
+    )
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

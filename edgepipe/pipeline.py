@@ -127,8 +127,8 @@ def _apply(each: Pass, model: Model, context: Context, cache: Path | None) -> tu
 
 
 def _summary(step: Step) -> str:
-    sqnr = "" if step.sqnr_db is None else f", output SQNR {step.sqnr_db:.1f} dB"
-    return f"{'from the cache' if step.cached else f'{step.seconds:.1f} s'}{sqnr}"
+    sqnr = "" if step.sqnr_db is None else f"output SQNR {step.sqnr_db:.1f} dB"
+    return ", ".join(filter(None, ["from the cache" if step.cached else "", sqnr]))
 
 
 def cache_key(each: Pass, model: Model, context: Context) -> str:

@@ -207,8 +207,8 @@ def _extended(base: dict[str, object], own: dict[str, object]) -> dict[str, obje
 def _unknown(name: str, where: str = "") -> TargetError:
     names = sorted({*_shipped(), *load_aliases()})
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"one of: {', '.join(names)}"
-    remedy += "; or the path of a .toml file"
+    remedy = f"did you mean {' or '.join(near)}? " if near else f"take one of {', '.join(names)}. "
+    remedy += "Or give the path of a .toml file"
     return TargetError("there is no such target", where=where, got=name, remedy=remedy)
 
 

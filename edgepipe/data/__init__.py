@@ -21,7 +21,7 @@ from edgepipe.preprocess import Preprocessing
 if TYPE_CHECKING:
     from edgepipe.data.arrays import Arrays
 
-__all__ = ["Dataset", "load_data", "make_dataset", "random_data", "split"]
+__all__ = ["Dataset", "find_data", "load_data", "make_dataset", "random_data", "split"]
 
 
 def load_data(
@@ -59,12 +59,7 @@ def load_data(
     path = Path(path)
     if limit is not None and limit < 1:
         raise UsageError("the limit must leave at least one sample", got=str(limit))
-    if not path.exists():
-        raise DataNotFound(
-            "there is no such data",
-            where=str(path),
-            remedy="give an .npz with `x` and optional `y`, or a folder class/*.jpg",
-        )
+    find_data(path)
     if path.is_dir():
         return _load_images(path, spec, classes, preprocessing, limit, seed, emit)
     x, y = _read_arrays(path)
@@ -86,6 +81,20 @@ def _read_arrays(path: Path) -> Arrays:
             remedy="give an .npz with `x` and optional `y`, an .npy, or a folder class/*.jpg",
         )
     return read_npz(path) if suffix == ".npz" else read_npy(path)
+
+
+def find_data(path: Path) -> None:
+    """Makes sure that there is something of that name, which costs nothing.
+
+    Raises:
+        DataNotFound: nothing is there.
+    """
+    if not path.exists():
+        raise DataNotFound(
+            "there is no such data",
+            where=str(path),
+            remedy="give an .npz with `x` and optional `y`, or a folder class/*.jpg",
+        )
 
 
 def _load_images(

@@ -33,7 +33,15 @@ def read_npz(path: Path) -> Arrays:
                 raise _unreadable(path, "it is one array, an .npy file by its contents")
             return _members(path, archive)
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, _reason(path, error)) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """What is wrong; NumPy takes for a pickle whatever it does not know."""
+    text = str(error)
+    if "allow_pickle" in text and path.read_bytes()[:1] not in {b"P", b"\x93", b"\x80"}:
+        return "no archive of arrays by its contents"
+    return text
 
 
 def _members(path: Path, archive: Mapping[str, NDArray[np.generic]]) -> Arrays:

@@ -158,9 +158,9 @@ def _random(spec: TensorSpec, rng: np.random.Generator) -> NDArray[np.generic]:
 def _given(inputs: Sequence[TensorSpec], sample: NDArray[np.generic]) -> list[Tensors]:
     if len(inputs) != 1:
         raise ModelError(
-            "samples were given for a model with several inputs",
+            "samples feed one input, but the model has several",
             got=", ".join(str(spec) for spec in inputs),
-            remedy="leave --data away; random samples are then used for the fidelity check",
+            remedy="export the model with the others as constants",
         )
     spec, batch = inputs[0], _batch(inputs[0])
     sample = conform_samples(sample[: max(batch, SAMPLES)], spec, "the samples given")

@@ -15,7 +15,7 @@ import msgspec
 
 import edgepipe
 from device_agent import protocol
-from edgepipe.bundle import Bundle, read_bundle
+from edgepipe.bundle import Bundle, check_bundle_folder, check_writable, read_bundle
 from edgepipe.device.push import push as push_bundle
 from edgepipe.events import Emit, silent
 from edgepipe.job import Effort, Job, Place
@@ -25,7 +25,7 @@ from edgepipe.target import load_target
 from edgepipe.workflow.judge import Judged, judge_bundle
 from edgepipe.workflow.make import make
 from edgepipe.workflow.measure import check_device, measure_bundle, raise_if_nothing_ran
-from edgepipe.workflow.place import Device, open_device
+from edgepipe.workflow.place import Device, check_place, open_device
 from edgepipe.workflow.prepare import Prepared, prepare
 
 REPORT = "report.html"
@@ -68,6 +68,10 @@ def deploy(
     Raises:
         EdgepipeError: What the steps say; nothing half-written is left behind.
     """
+    check_place(place)
+    check_writable(store)
+    if bundle_folder is not None:
+        check_bundle_folder(bundle_folder)
     prepared = prepare(job, emit)
     with open_device(place, emit) as device:
         check_device(prepared.target, device, emit)

@@ -11,7 +11,16 @@ import msgspec
 
 import edgepipe
 from edgepipe import golden, pipeline
-from edgepipe.bundle import Artifact, ArtifactFormat, Bundle, Calibration, Manifest, Step, write_bundle
+from edgepipe.bundle import (
+    Artifact,
+    ArtifactFormat,
+    Bundle,
+    Calibration,
+    Manifest,
+    Step,
+    check_bundle_folder,
+    write_bundle,
+)
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.emission import Emission
 from edgepipe.events import Emit, silent, stage
@@ -52,6 +61,7 @@ def compress(job: Job, folder: Path, *, emit: Emit = silent, cache: Path | None 
     Raises:
         EdgepipeError: As `prepare`, the passes and `write_bundle` say.
     """
+    check_bundle_folder(folder)
     return make(prepare(job, emit), folder, emit=emit, cache=cache)
 
 

@@ -44,16 +44,10 @@ def open_device(place: Place, emit: Emit) -> Iterator[Device]:
     """Connects, installs the agent and asks for facts; closes everything afterwards.
 
     Raises:
-        UsageError: Neither or both of host and emulation were asked for.
+        UsageError: As `check_place` says.
         DeviceError: The device cannot be reached, or lacks what the agent needs.
     """
-    if place.emulate == (place.host is not None):
-        choice = "a board with --host user@address, or the embedded device with --emulate"
-        if place.host is None:
-            raise UsageError("no device is named", remedy=f"name {choice}")
-        raise UsageError(
-            "--host and --emulate contradict each other", got=f"--host {place.host}", remedy=f"take {choice}"
-        )
+    check_place(place)
     from edgepipe.device.agent import install
 
     with ExitStack() as stack:
@@ -65,6 +59,25 @@ def open_device(place: Place, emit: Emit) -> Iterator[Device]:
                 kind = "emulated"
             connecting.detail = f"{description}: {facts.board or facts.cpu.model}, {facts.system.name}"
         yield Device(transport, agent, facts, kind, description)
+
+
+def check_place(place: Place) -> None:
+    """Makes sure that a place names one device, before any work.
+
+    Raises:
+        UsageError: It names none or two, or the host is not of the form user@address.
+    """
+    from edgepipe.device.transport import parse_host
+
+    choice = "a board with --host user@address, or the embedded device with --emulate"
+    if place.host is None and not place.emulate:
+        raise UsageError("no device is named", remedy=f"name {choice}")
+    if place.host is not None and place.emulate:
+        raise UsageError(
+            "--host and --emulate contradict each other", got=f"--host {place.host}", remedy=f"take {choice}"
+        )
+    if place.host is not None:
+        parse_host(place.host)
 
 
 def _connect(place: Place, stack: ExitStack) -> tuple[Transport, Kind, str]:

@@ -7,16 +7,15 @@ from functools import partial
 import msgspec
 
 from edgepipe import sources
-from edgepipe.data import Dataset, load_data, random_data, split
+from edgepipe.data import Dataset, find_data, load_data, random_data, split
 from edgepipe.data.peek import peek
 from edgepipe.errors import (
     CalibrationDataMissing,
-    DataEmpty,
-    DataShapeMismatch,
-    DataTypeMismatch,
+    DataError,
+    ModelError,
     UsageError,
 )
-from edgepipe.events import Emit, Warned, stage
+from edgepipe.events import Emit, Warned
 from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
 from edgepipe.model import Model
@@ -71,14 +70,25 @@ def prepare(job: Job, emit: Emit) -> Prepared:
             "--calibrate-random and --data contradict each other",
             remedy="leave one out: data is better",
         )
-    with stage(emit, f"load {job.model}") as loading:
-        source = _load_source(job, emit)
-        loading.detail = str(source.fidelity) if source.fidelity else ", ".join(map(str, source.model.inputs))
-        check_ops(source.model, target)
+    if job.data is not None:
+        find_data(job.data)  # loading a model may take long
+    source = _load_source(job, emit)
+    _check_inputs(source.model, job.model)
+    check_ops(source.model, target)
     calibration, evaluation = _load_datasets(job, source.model, recipe, emit)
     return Prepared(
         job=job, target=target, recipe=recipe, source=source, calibration=calibration, evaluation=evaluation
     )
+
+
+def _check_inputs(model: Model, where: str) -> None:
+    if len(model.inputs) != 1:
+        raise ModelError(
+            "edgepipe deploys models with one input",
+            where=where,
+            got=", ".join(map(str, model.inputs)) or "no input",
+            remedy="export the model with the others as constants",
+        )
 
 
 def check_ops(model: Model, target: Target) -> None:
@@ -103,7 +113,7 @@ def _load_source(job: Job, emit: Emit) -> sources.Source:
         return load()
     try:
         return load(sample=peek(job.data, FIDELITY_SAMPLES, preprocessing=job.preprocessing))
-    except (DataShapeMismatch, DataTypeMismatch, DataEmpty):
+    except DataError:
         # A few samples do not fit. All of them, read next, say so with the file's name and whole shape.
         return load()
 

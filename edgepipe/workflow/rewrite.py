@@ -43,14 +43,12 @@ def convert(
         raise UsageError("unknown format", where="--to", got=to, remedy=f"one of {', '.join(FORMATS)}")
     if float16 and to != "tflite":
         raise UsageError("--float16 is for TFLite", where="--to", got=to, remedy="use --to tflite")
-    with stage(emit, f"load {spec.model}") as loading:
-        source = sources.load(
-            spec.model,
-            weights=None if spec.weights is None else str(spec.weights),
-            input_shape=spec.input_shape,
-            emit=emit,
-        )
-        loading.detail = str(source.fidelity or "")
+    source = sources.load(
+        spec.model,
+        weights=None if spec.weights is None else str(spec.weights),
+        input_shape=spec.input_shape,
+        emit=emit,
+    )
     with stage(emit, f"write {output}"):
         if to == "tflite":
             emission = tflite.emit(source.model, float16=float16, ports=ports or "integer")

@@ -128,13 +128,15 @@ MISTAKES = {
     "two inputs": Mistake(
         (*DEPLOY, *DATA),
         errors.ModelError,
-        ("x", "z"),
+        ("one input", "x float32", "z float32"),
         graph_of(helper.make_node("Add", ["x", "z"], ["y"]), inputs="xz"),
     ),
     # The data
     "missing data": Mistake((*DEPLOY, "--data", "vall.npz"), errors.DataNotFound, ("vall.npz",)),
     "no data": Mistake(DEPLOY, errors.CalibrationDataMissing, ("--data", "--calibrate-random")),
-    "not data": Mistake((*DEPLOY, *DATA), errors.DataUnreadable, ("val.npz",), write("val.npz", "x")),
+    "not data": Mistake(
+        (*DEPLOY, *DATA), errors.DataUnreadable, ("no archive of arrays",), write("val.npz", "x")
+    ),
     "corrupt data": Mistake((*DEPLOY, *DATA), errors.DataUnreadable, ("val.npz",), truncate("val.npz")),
     "wrong shape": Mistake(
         (*DEPLOY, *DATA),
@@ -148,8 +150,15 @@ MISTAKES = {
         ("uint8", "float32"),
         samples(x=lambda x: x.astype(np.uint8)),
     ),
-    "NaN": Mistake((*DEPLOY, *DATA), errors.DataNotFinite, ("NaN", "7"), samples(x=at(np.nan, 7, 1, 2, 3))),
-    "infinity": Mistake((*DEPLOY, *DATA), errors.DataNotFinite, ("7",), samples(x=at(np.inf, 7, 1, 2, 3))),
+    "NaN": Mistake(
+        (*DEPLOY, *DATA),
+        errors.DataNotFinite,
+        ("NaN", "val.npz, sample 7"),
+        samples(x=at(np.nan, 7, 1, 2, 3)),
+    ),
+    "infinity": Mistake(
+        (*DEPLOY, *DATA), errors.DataNotFinite, ("val.npz, sample 7",), samples(x=at(np.inf, 7, 1, 2, 3))
+    ),
     "empty data": Mistake(
         (*DEPLOY, *DATA), errors.DataEmpty, ("val.npz",), samples(x=lambda x: x[:0], y=lambda y: y[:0])
     ),
@@ -217,14 +226,14 @@ MISTAKES = {
     "not a host": Mistake((*DEPLOY[:-1], *DATA, "--host", "pi@a b"), errors.UsageError, ("pi@a b",)),
     # Results
     "bundle below a file": Mistake(
-        (*DEPLOY, *DATA, "-o", "model.onnx/bundle"), errors.OutputError, ("model.onnx/bundle",)
+        (*DEPLOY, *DATA, "-o", "model.onnx/bundle"), errors.OutputError, ("model.onnx is a file",)
     ),
     "bundle where nobody may write": Mistake(
         (*DEPLOY, *DATA, "-o", "/proc/bundle"), errors.OutputError, ("/proc",)
     ),
     "bundle over other files": Mistake((*DEPLOY, *DATA, "-o", "."), errors.BundleError, ("model.onnx",)),
     "store below a file": Mistake(
-        (*DEPLOY, *DATA, "--store", "model.onnx"), errors.OutputError, ("model.onnx",)
+        (*DEPLOY, *DATA, "--store", "model.onnx"), errors.OutputError, ("model.onnx is a file",)
     ),
     "conversion where nobody may write": Mistake(
         ("convert", "model.onnx", "--to", "tflite", "-o", "/proc/m.tflite"),
@@ -265,6 +274,25 @@ def test_an_op_that_cannot_be_written_fails_before_the_labels_are_looked_at(equi
     outcome = equipped.run("compress", "model.onnx", "--target", "x86", *DATA)
     told(outcome, errors.UnsupportedOp, "the_odd_one")
     assert "calibrate" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "missing data",
+        "no device",
+        "two devices",
+        "not a host",
+        "bundle below a file",
+        "bundle over other files",
+        "unknown target",
+        "unknown recipe key",
+    ],
+)
+def test_what_can_be_seen_at_once_is_told_before_the_model_is_loaded(equipped, name):
+    MISTAKES[name].spoil(equipped.folder)
+    outcome = equipped.run(*MISTAKES[name].argv)
+    assert outcome.stderr.startswith("error: ")
 
 
 def test_an_altered_bundle_is_not_pushed(deployed, user, told):
