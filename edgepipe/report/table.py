@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 REPORT = "report.html"
+_MIN_WIDTHS = {"artifact": len("float32.tflite"), "verdict": len("INVALID")}
 _STYLES = {"VALID": "bold green", "INVALID": "bold red", "NOT MEASURED": "bold yellow"}
 
 
@@ -245,7 +246,7 @@ def _agreement(run: Run) -> list[RenderableType]:
 def _device_table(view: RunView) -> Table:
     """How the artifacts run: figures of the device, each column marked where that is no board."""
     mark = f"\n{view.mark}" if view.mark else ""
-    figures = [f">{name}{mark}" for name in ("median", "p90", "against float", "peak memory", "energy")]
+    figures = [f">{name}{mark}" for name in ("median", "p90", "speed-up", "peak memory", "energy")]
     table = _table("artifact", *figures, "verdict", title=f"measured on {view.run.device_name}")
     for each in view.results:
         result, measurement = each.result, each.result.measurement
@@ -296,7 +297,7 @@ def _notes(view: RunView) -> list[RenderableType]:
 
 def _provenance(run: Run, store: Path) -> Text:
     folder = store / run.id
-    lines = ["in brackets: 95 % intervals; energy: for one inference, without the idle device's where net"]
+    lines = ["in brackets: 95 % intervals; speed-up: against the float artifact of the same format"]
     if (folder / REPORT).is_file():
         lines.append(f"report  {folder / REPORT}")
     lines.append(f"run     {folder / 'run.json'}")
@@ -308,19 +309,19 @@ def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(
         title=None if title is None else Text(title),
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
         header_style="dim",
         title_style="dim",
         title_justify="left",
     )
-    for index, column in enumerate(columns):
+    for column in columns:
         right = column.startswith(">")
         table.add_column(
             column.lstrip(">"),
             justify="right" if right else "left",
             overflow="fold",
-            min_width=None if index else len("float32.tflite"),
-            no_wrap=column == "verdict",
+            min_width=_MIN_WIDTHS.get(column),
         )
     return table
 

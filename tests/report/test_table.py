@@ -86,6 +86,7 @@ def test_tables_fit_a_terminal(make_run, embedded, tmp_path, width):
             lines = shown(part, width).splitlines()
             assert max(map(len, lines)) <= width
             assert len(lines) < 65
+        assert shown(parts[0], width).count("VALID") == 1 + len(run.results)  # nothing is cropped
 
 
 def test_a_bare_run_is_shown(make_run, tmp_path):
