@@ -49,7 +49,7 @@ def emit(model: Model, *, float16: bool = False, ports: PortType = "integer") ->
     graph = fuse(read(model))
     quantized = graph.quantized()
     program, inputs, outputs = lower(graph, float16=float16 and not quantized, ports=ports)
-    needs = least_runtimes(program.operators)
+    needs = least_runtimes(program)
     payload = write(program, description=model.name, min_runtime_version=f"{needs['tflite-runtime']}.0")
     precision: Precision = "int8" if quantized else "float16" if float16 else "float32"
     counts = Counter(operator.code for operator in program.operators)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -23,7 +24,16 @@ _KEEPS_GRID = frozenset(
 
 def fuse(graph: Graph) -> Graph:
     """The same function with fewer nodes: biases, normalizations, pads and activations folded in."""
-    for step in (_spread_grids, _fold_normalizations, _fold_biases, _fold_pads, _fuse_activations):
+    steps = (
+        _spread_grids,
+        _fold_normalizations,
+        partial(_merge_pairs, merge=_with_bias),
+        partial(_merge_pairs, merge=_with_pads),
+        partial(_merge_pairs, merge=_one_slice),
+        _fuse_hard_swishes,
+        partial(_merge_pairs, merge=_with_activation),
+    )
+    for step in steps:
         graph = step(graph)
     return graph.pruned()
 
@@ -136,12 +146,8 @@ def _merge_pairs(graph: Graph, merge: Callable[[Node, Node, Graph], Node | None]
     return _rewritten(graph, nodes, dict(graph.values))
 
 
-def _fold_biases(graph: Graph) -> Graph:
-    """An Add of one constant for each channel, into the MatMul or Conv before it."""
-    return _merge_pairs(graph, _with_bias)
-
-
 def _with_bias(first: Node, add: Node, graph: Graph) -> Node | None:
+    """An Add of one constant for each channel, into the MatMul or Conv before it."""
     values = graph.values
     if add.op != "Add" or first.op not in {"MatMul", "Conv"} or len(first.inputs) > 2:
         return None
@@ -159,12 +165,8 @@ def _with_bias(first: Node, add: Node, graph: Graph) -> Node | None:
     return msgspec.structs.replace(first, inputs=(*first.inputs, name), outputs=add.outputs)
 
 
-def _fold_pads(graph: Graph) -> Graph:
-    """A Pad with zeros into the Conv behind it, whose pads may then be TFLite's SAME."""
-    return _merge_pairs(graph, _with_pads)
-
-
 def _with_pads(pad: Node, conv: Node, graph: Graph) -> Node | None:
+    """A Pad with zeros into the Conv behind it, whose pads may then be TFLite's SAME."""
     if pad.op != "Pad" or conv.op != "Conv" or conv.settings.get("auto_pad", "NOTSET") != "NOTSET":
         return None
     source, made = graph.values[pad.inputs[0]], graph.values[pad.outputs[0]]
@@ -182,12 +184,59 @@ def _with_pads(pad: Node, conv: Node, graph: Graph) -> Node | None:
     return msgspec.structs.replace(conv, inputs=(pad.inputs[0], *conv.inputs[1:]), settings=settings)
 
 
-def _fuse_activations(graph: Graph) -> Graph:
-    """A Relu or Clip that TFLite has as a fused activation, into the op before it."""
-    return _merge_pairs(graph, _with_activation)
+def _one_slice(first: Node, second: Node, graph: Graph) -> Node | None:
+    """Two Slices of different axes into one: torch cuts axis by axis."""
+    if (first.op, second.op) != ("Slice", "Slice"):
+        return None
+    between, after = graph.values[first.outputs[0]], graph.values[second.outputs[0]]
+    if between.grid != after.grid:
+        return None
+    rank = len(between.shape)
+    cuts = [_cuts(node, rank) for node in (first, second)]
+    if set(cuts[0]) & set(cuts[1]):
+        return None
+    both = cuts[0] | cuts[1]
+    starts, ends, steps = zip(*both.values(), strict=True)
+    settings = {"axes": list(both), "starts": starts, "ends": ends, "steps": steps}
+    return msgspec.structs.replace(first, outputs=second.outputs, settings=settings)
+
+
+def _cuts(node: Node, rank: int) -> dict[int, tuple[int, int, int]]:
+    """Start, end and step for each axis that a Slice cuts."""
+    starts, ends = node.settings["starts"], node.settings["ends"]
+    axes = node.settings.get("axes", range(len(starts)))
+    steps = node.settings.get("steps", [1] * len(starts))
+    bounds = zip(starts, ends, steps, strict=True)
+    return {
+        int(axis) % rank: (int(start), int(end), int(step))
+        for axis, (start, end, step) in zip(axes, bounds, strict=True)
+    }
+
+
+def _fuse_hard_swishes(graph: Graph) -> Graph:
+    """``x * HardSigmoid(x)`` with slope 1/6 into HardSwish, unless a grid is asked for in between."""
+    makers, private = graph.makers(), graph.private()
+    nodes = []
+    for node in graph.nodes:
+        factors = [node.inputs, node.inputs[::-1]] if node.op == "Mul" else []
+        swish = None
+        for name, other in factors:
+            gate = makers.get(name)
+            if gate is not None and _gates(gate, other, graph.values, private):
+                swish = msgspec.structs.replace(node, op="HardSwish", inputs=(other,), settings={})
+        nodes.append(swish or node)
+    return _rewritten(graph, nodes, dict(graph.values)).pruned()
+
+
+def _gates(gate: Node, source: str, values: dict[str, Value], private: set[str]) -> bool:
+    alpha, beta = gate.settings.get("alpha", 0.2), gate.settings.get("beta", 0.5)
+    slope = gate.op == "HardSigmoid" and np.isclose(alpha, 1 / 6) and np.isclose(beta, 0.5)
+    made = gate.outputs[0]
+    return bool(slope and gate.inputs[0] == source and made in private and values[made].grid is None)
 
 
 def _with_activation(first: Node, clip: Node, graph: Graph) -> Node | None:
+    """A Relu or Clip that TFLite has as a fused activation, into the op before it."""
     if clip.op not in {"Relu", "Clip"} or first.op not in _TAKES_ACTIVATION or first.activation != "NONE":
         return None
     bounds = (0.0, np.inf) if clip.op == "Relu" else clip_bounds(clip.settings)

@@ -6,13 +6,13 @@ Source: TensorFlow's versioning tools, ``op_version.cc`` (which version expresse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import msgspec
 
-from edgepipe.convert.tflite.program import Operator, Tensor
+from edgepipe.convert.tflite.program import Operator, Program, Tensor
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -89,6 +89,9 @@ _RELEASES = {
     ("TRANSPOSE", 6): (2, 12),
     ("TRANSPOSE_CONV", 4): (2, 13),
 }
+# No version of FULLY_CONNECTED says that its weights have a scale for each channel, and old kernels would
+# compute nonsense without a word: this is the oldest release whose kernels were tried and are right.
+_DENSE_PER_CHANNEL = (2, 14)
 # The first tflite-runtime on PyPI; everything else that is emitted is older.
 _FLOOR = (2, 5)
 
@@ -115,10 +118,19 @@ def lowest_version(use: Use) -> int:
     return max(usual, *special, 1)
 
 
-def least_runtimes(operators: Iterable[Operator]) -> dict[str, str]:
+def least_runtimes(program: Program) -> dict[str, str]:
     """The least version of each runtime package that knows every operator: {"litert": "1.0", ...}.
 
     ai-edge-litert split off TensorFlow at release 2.17, so its first version knows them all.
     """
-    release = max((_RELEASES.get((op.code, op.version), _FLOOR) for op in operators), default=_FLOOR)
-    return {"litert": "1.0", "tflite-runtime": f"{release[0]}.{release[1]}"}
+    releases = [_release(program, operator) for operator in program.operators]
+    major, minor = max(releases, default=_FLOOR)
+    return {"litert": "1.0", "tflite-runtime": f"{major}.{minor}"}
+
+
+def _release(program: Program, operator: Operator) -> tuple[int, int]:
+    if operator.code == "FULLY_CONNECTED":
+        grid = program.tensors[operator.inputs[1]].grid
+        if grid is not None and len(grid.scale) > 1:
+            return _DENSE_PER_CHANNEL
+    return _RELEASES.get((operator.code, operator.version), _FLOOR)

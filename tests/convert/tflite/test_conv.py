@@ -121,6 +121,17 @@ def test_dead_channels_get_a_usable_scale(tools):
     assert all((s > 1e-30).all() and np.isfinite(s).all() for s in scales)
 
 
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_bias_past_int32_gets_a_coarser_channel(tools, dead):
+    """A large bias over tiny weights: on the scale of the weights, int32 would overflow."""
+    weight = np.full((2, 3, 1, 1), 0 if dead else 1e-9, np.float32)
+    weight[0] = np.random.default_rng(0).normal(size=(3, 1, 1)) * (1e-9 if dead else 1)
+    constants = {"w": weight, "b": np.array([0.5, 100], np.float32)}
+    model = tools.model([("Conv", ["x", "w", "b"], ["y"], {})], {"x": [1, 3, 5, 5]}, constants)
+    feeds = tools.feeds(model)
+    tools.same_steps(tools.quantize(model, feeds, float_biases=True), feeds)
+
+
 def all_scales(emission):
     from ai_edge_litert.interpreter import Interpreter
 
