@@ -39,7 +39,7 @@ def run_child(module: str, arguments: Sequence[str], where: str) -> None:
         ModelError: the converter failed, or the process died.
     """
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-P", "-m", module, *arguments],  # -P: no file of the working folder hides a package
         capture_output=True,
         check=False,
         env={**os.environ, **ENVIRONMENT},

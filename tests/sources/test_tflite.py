@@ -141,3 +141,11 @@ def test_shared_model_gives_the_same_bytes_each_time(shared):
 def test_shared_quantized_model_is_refused(shared):
     with pytest.raises(errors.ModelError, match="quantized already"):
         load(str(shared("kws_ref_model.tflite")))
+
+
+def test_files_of_the_working_folder_hide_no_package(tflite_builder, save, tmp_path, monkeypatch):
+    path = save(tflite_builder.stored_as("float32"))
+    for name in ("onnx.py", "numpy.py", "json.py"):
+        (tmp_path / name).write_text("raise RuntimeError('the wrong file')")
+    monkeypatch.chdir(tmp_path)
+    assert load(path).fidelity.samples == 8
