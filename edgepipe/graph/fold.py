@@ -13,6 +13,7 @@ import numpy as np
 from edgepipe.graph import edit
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -29,7 +30,10 @@ def fold_constants(model: ir.Model) -> bool:
     known = {value for value in graph.initializers.values() if edit.constant(value) is not None}
     foldable = [node for node in graph if _is_constant(node, known)]
     wanted = [output for node in foldable for output in node.outputs if _is_frontier(output, known)]
-    for value, array in zip(wanted, evaluate(model, foldable, wanted, {}), strict=True):
+    arrays = evaluate(model, foldable, wanted, {})
+    if arrays is None:
+        return False
+    for value, array in zip(wanted, arrays, strict=True):
         edit.replace_value(graph, value, edit.add_constant(graph, f"{value.name}.folded", array))
     for node in reversed(foldable):
         if not any(output.uses() or output.is_graph_output() for output in node.outputs):
@@ -39,8 +43,10 @@ def fold_constants(model: ir.Model) -> bool:
 
 def _is_constant(node: ir.Node, known: set[ir.Value]) -> bool:
     """Whether the node's outputs never change; if so, they are added to `known`."""
-    if node.op_type in _RANDOM or any(
-        attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values()
+    if (
+        node.op_type in _RANDOM
+        or node.domain not in ("", "ai.onnx")
+        or any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values())
     ):
         return False
     if node.op_type == "Shape":
@@ -74,7 +80,7 @@ def _shape_slice(node: ir.Node) -> tuple[int | None, ...] | None:
 
 def evaluate(
     model: ir.Model, chosen: list[ir.Node], wanted: list[ir.Value], shapes: dict[ir.Value, NDArray[np.int64]]
-) -> list[NDArray[Any]]:
+) -> list[NDArray[Any]] | None:
     """Runs the nodes `chosen`, all of whose inputs are constants, in ONNX Runtime.
 
     Args:
@@ -84,54 +90,52 @@ def evaluate(
         shapes: Values to take for the outputs of Shape nodes with dynamic sizes.
 
     Returns:
-        One array for each value wanted.
+        One array for each value wanted; None where the runtime cannot compute one of them.
     """
     if not wanted:
         return []
-    import onnx
-    import onnx_ir as ir
     import onnxruntime
 
-    body, fed = [], dict[str, ir.Value]()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    payload = _constants_alone(model, chosen, wanted, shapes).SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
+        results = session.run(None, {})
+    except Exception:  # noqa: BLE001  a dozen unrelated classes; a node that is not folded is right as it is
+        return None
+    return list(results) if all(isinstance(each, np.ndarray) for each in results) else None
+
+
+def _constants_alone(
+    model: ir.Model, chosen: list[ir.Node], wanted: list[ir.Value], shapes: dict[ir.Value, NDArray[np.int64]]
+) -> onnx.ModelProto:
+    """A model without inputs that computes `wanted`."""
+    import onnx
+    import onnx_ir as ir
+
+    body: list[onnx.NodeProto] = []
+    arrays: dict[str, NDArray[Any]] = {}
     for node in chosen:
         if node.op_type == "Shape":
             sizes = shapes.get(node.outputs[0], np.asarray(_static_shape(node) or (), np.int64))
-            body.append(
-                onnx.helper.make_node(
-                    "Constant", [], [str(node.outputs[0].name)], value=onnx.numpy_helper.from_array(sizes)
-                )
-            )
+            tensor = onnx.numpy_helper.from_array(sizes)
+            body.append(onnx.helper.make_node("Constant", [], [str(node.outputs[0].name)], value=tensor))
             continue
         body.append(ir.to_proto(node))
-        fed.update(
-            {
-                str(value.name): value
-                for value in node.inputs
-                if value is not None and value.const_value is not None
-            }
-        )
+        for value in node.inputs:
+            if value is not None and value.const_value is not None:
+                arrays[str(value.name)] = value.const_value.numpy()
     graph = onnx.helper.make_graph(
         body,
         "constants",
         [],
         [onnx.helper.make_empty_tensor_value_info(str(value.name)) for value in wanted],
-        [_initializer(name, value) for name, value in fed.items()],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, {}))
-
-
-def _initializer(name: str, value: ir.Value) -> Any:
-    import onnx
-
-    return onnx.numpy_helper.from_array(value.const_value.numpy(), name)  # type: ignore[union-attr]
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
 
 
 def fold_batch_reshapes(model: ir.Model) -> bool:
@@ -153,17 +157,17 @@ def fold_batch_reshapes(model: ir.Model) -> bool:
 
 
 def _batch_target(model: ir.Model, node: ir.Node) -> NDArray[np.int64] | None:
-    batch = model.graph.inputs[0].shape
     chosen = _ancestors(node.inputs[1])
-    if chosen is None or batch is None or isinstance(batch[0], int):
+    symbol = _leading(model.graph.inputs[0]) if model.graph.inputs else ""
+    if chosen is None or not symbol or symbol.isdecimal():
         return None
-    symbol = str(batch[0])
     targets = []
     for size in _BATCHES:
         shapes = _shapes_at(chosen, symbol, size)
-        if shapes is None:
+        found = None if shapes is None else evaluate(model, chosen, [node.inputs[1]], shapes)  # type: ignore[list-item]
+        if found is None:
             return None
-        targets.append(evaluate(model, chosen, [node.inputs[1]], shapes)[0])  # type: ignore[list-item]
+        targets.append(found[0])
     fixed = np.all(np.equal(targets[0], targets), axis=0)
     follows_batch = np.flatnonzero(~fixed)
     if len(follows_batch) == 0:
@@ -184,6 +188,7 @@ def _batch_target(model: ir.Model, node: ir.Node) -> NDArray[np.int64] | None:
 
 
 def _leading(value: ir.Value | None) -> str:
+    """Name of the first dimension, or its size in digits; "" where there is none."""
     return str(value.shape[0]) if value is not None and value.shape is not None and len(value.shape) else ""
 
 

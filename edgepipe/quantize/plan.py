@@ -27,8 +27,8 @@ KEEPING = frozenset({
 })  # fmt: skip
 """Ops whose outputs are on the grid of their inputs."""
 FREE = frozenset({
-    "Add", "Elu", "GlobalAveragePool", "HardSwish", "LeakyRelu", "Mul", "PRelu", "ReduceMean", "ReduceSum",
-    "Sub",
+    "Add", "Elu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "ReduceMean",
+    "ReduceSum", "Sub",
 })  # fmt: skip
 """Ops whose output has a grid of its own."""
 FIXED = {"Softmax": PROBABILITY, "Sigmoid": PROBABILITY, "LogSoftmax": LOG_PROBABILITY, "Tanh": TANGENT}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import msgspec
 
 from edgepipe.data import Dataset
-from edgepipe.errors import CalibrationDataMissing
+from edgepipe.errors import CalibrationDataMissing, ModelError
 from edgepipe.events import Emit, Warned, stage
 from edgepipe.graph import edit
 from edgepipe.model import Model
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgepipe.quantize.grid import Grid
+
+
+FIRST_OPSET = 13
+"""First opset whose DequantizeLinear takes a scale for each channel."""
 
 
 class QuantizeStatic(Pass, frozen=True, kw_only=True):
@@ -53,7 +57,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
 
         Raises:
             CalibrationDataMissing: The context has no calibration samples.
-            ModelError: The model has more than one input.
+            ModelError: The model has more than one input, or an opset without per-channel scales.
             DataEmpty: The samples do not fill one batch of the model.
             DataNotFinite: An activation is NaN or infinite on the samples.
         """
@@ -61,6 +65,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
 
         if edit.is_quantized(model):
             return model
+        _check_opset(model)
         if context.calibration is None:
             raise CalibrationDataMissing(
                 "quantization needs calibration samples, and there are none", where=model.name
@@ -105,6 +110,17 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         source = node.inputs[0]
         mean = seen[_source(node)].mean if self.bias_correction else None
         return quantize_linear(node, grids[source], self.weights, mean)  # type: ignore[index]
+
+
+def _check_opset(model: Model) -> None:
+    opset = next((each.version for each in model.to_onnx().opset_import if each.domain in ("", "ai.onnx")), 0)
+    if opset < FIRST_OPSET:
+        raise ModelError(
+            "the model's opset has no quantization by channel",
+            where=model.name,
+            got=f"opset {opset}",
+            remedy=f"export the model with opset {FIRST_OPSET} or later",
+        )
 
 
 def _source(node: ir.Node) -> str:

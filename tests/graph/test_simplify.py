@@ -283,3 +283,11 @@ def test_random_numbers_are_not_folded(build_model, make_context, op_types):
         "net (float[n,3] x) => (float[n,3] y) { r = RandomNormal<shape=[1,3]>()  y = Add(x, r) }"
     )
     assert op_types(Simplify().apply(model, make_context())) == ["RandomNormal", "Add"]
+
+
+def test_what_the_runtime_cannot_fold_stays(build_model, make_context, op_types):
+    model = build_model(
+        "net (float[n,3] x) => (float[n,3] y) { d = Gather(v, far)  y = Add(x, d) }",
+        v=normal(2, 3), far=np.int64(7),
+    )  # fmt: skip
+    assert op_types(Simplify().apply(model, make_context())) == ["Gather", "Add"]

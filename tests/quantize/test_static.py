@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgepipe.errors import CalibrationDataMissing
+from edgepipe.errors import CalibrationDataMissing, ModelError
 from edgepipe.events import Warned
 from edgepipe.graph.simplify import Simplify
 from edgepipe.quantize.grid import PROBABILITY
@@ -298,3 +298,9 @@ def test_a_quantized_model_passes_through(cnn, quantize, make_context):
 def test_without_samples_there_is_no_calibration(cnn, make_context):
     with pytest.raises(CalibrationDataMissing):
         QuantizeStatic().apply(cnn, make_context())
+
+
+def test_an_opset_without_scales_by_channel_is_refused(build_model, make_context):
+    model = build_model("net (float[n,4] x) => (float[n,4] y) { y = Relu(x) }", opset=12)
+    with pytest.raises(ModelError, match="opset 12"):
+        QuantizeStatic().apply(model, make_context(normal(4, 4)))
