@@ -8,10 +8,6 @@ from typing import NoReturn, Optional, Sequence
 if not __package__:  # started as a file: what is beside it must be found as a package
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from device_agent.answers import serve
-from device_agent.child import run_child
-from device_agent.host import Host, HostGone, raise_on_signals
-
 
 def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
     """Runs the agent, or with ``--child`` one measurement, and ends the process."""
@@ -20,16 +16,23 @@ def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     out_fd = _claim_stdout()
+    # Each side imports only what it needs: from a zip file, a small board compiles every module anew.
     if options.child:
+        from device_agent.child import run_child
+
         run_child(out_fd)
-    root = os.path.abspath(os.path.expanduser(options.root))
-    host = Host(0, out_fd)
+    sys.exit(_serve(out_fd, os.path.abspath(os.path.expanduser(options.root))))
+
+
+def _serve(out_fd: int, root: str) -> int:
+    from device_agent.answers import serve
+    from device_agent.host import Host, HostGone, raise_on_signals
+
     try:
         raise_on_signals()
-        status = serve(host, root)
+        return serve(Host(0, out_fd), root)
     except HostGone as gone:
-        status = gone.status
-    sys.exit(status)
+        return gone.status
 
 
 def _claim_stdout() -> int:

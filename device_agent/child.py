@@ -6,7 +6,7 @@ The agent starts one for each measurement, so that a crash or an out-of-memory k
 import os
 import signal
 import sys
-from typing import List, NoReturn
+from typing import NoReturn
 
 from device_agent.bench import bench
 from device_agent.failures import failure_of
@@ -40,14 +40,6 @@ def run_child(out_fd: int) -> NoReturn:
     sys.stderr.flush()
     # Destructors of runtimes are known to crash, and nobody needs them here.
     os._exit(0)
-
-
-def child_command() -> List[str]:
-    """How to start a child of this very agent, be it a zip file or a folder."""
-    location = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.isfile(location):
-        return [sys.executable, location, "--child"]
-    return [sys.executable, os.path.join(location, "device_agent", "__main__.py"), "--child"]
 
 
 def _write(out_fd: int, line: str) -> None:

@@ -4,9 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, List, Optional, Union
 
-from device_agent.child import child_command
 from device_agent.clock import now_ns
 from device_agent.failures import death_of
 from device_agent.host import Host
@@ -53,6 +52,14 @@ def supervise(request: Union[Verify, Bench], host: Host, pass_on: Callable[[Even
     return death_of(child.returncode, new_kills, child.log)
 
 
+def _child_command() -> List[str]:
+    """How to start a child of this very agent, be it a zip file or a folder."""
+    location = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.isfile(location):
+        return [sys.executable, location, "--child"]
+    return [sys.executable, os.path.join(location, "device_agent", "__main__.py"), "--child"]
+
+
 class _Child:
     """A running child process; leaving the context kills what is left of it."""
 
@@ -66,7 +73,7 @@ class _Child:
 
     def __enter__(self) -> "_Child":
         self._process = subprocess.Popen(
-            child_command(),
+            _child_command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -12,8 +12,9 @@ from device_agent.power.source import Source, Unavailable, read_number
 # Rails that measure all of a module's input: nothing may be added to them.
 _TOTALS = ("VDD_IN", "POM_5V_IN", "POM_5V_DC", "VDD_TOTAL")
 
-# Rails that a rail beside them already includes.
-_INCLUDED = ("VDDQ_VDD2_1V8AO",)  # fed from VIN_SYS_5V0 on the AGX Orin
+# Rails that a rail beside them already includes. The AGX Orin's memory rail is measured on the 5 V side, that
+# is behind the module's 5 V input VIN_SYS_5V0.
+_INCLUDED = ("VDDQ_VDD2_1V8AO",)
 
 
 class _Rail(NamedTuple):
@@ -50,7 +51,7 @@ def open_source(machine: Machine) -> Source:
         read=read,
         note="the module's input, without the carrier board"
         if totals
-        else "sum of the module's supply rails, without the carrier board",
+        else "sum of the module's supply inputs, without the carrier board",
     )
 
 
