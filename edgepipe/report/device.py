@@ -16,10 +16,21 @@ from edgepipe.units import format_bytes
 class Pushed(Protocol):
     """A bundle on a device."""
 
-    host: str
-    folder: str
-    bundle_digest: str
-    agent_digest: str
+    @property
+    def host(self) -> str:
+        """The device."""
+
+    @property
+    def folder(self) -> str:
+        """Where it is there."""
+
+    @property
+    def bundle_digest(self) -> str:
+        """sha256 of its manifest."""
+
+    @property
+    def agent_digest(self) -> str:
+        """sha256 of the agent there."""
 
 
 def push_summary(pushed: Pushed) -> RenderableType:

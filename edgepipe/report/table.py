@@ -35,16 +35,32 @@ __all__ = [
 ]
 
 REPORT = "report.html"
-_MIN_WIDTHS = {"artifact": len("float32.tflite"), "verdict": len("INVALID")}
+_WHOLE = ("artifact", "verdict")
 _STYLES = {"VALID": "bold green", "INVALID": "bold red", "NOT MEASURED": "bold yellow"}
 
 
 class Judged(Protocol):
     """Evaluations of artifacts beside that of the float model."""
 
-    reference: Evaluation
-    artifacts: dict[str, Evaluation]
-    agreement: dict[str, Estimate]
+    @property
+    def reference(self) -> Evaluation: ...
+    @property
+    def artifacts(self) -> Mapping[str, Evaluation]: ...
+    @property
+    def agreement(self) -> Mapping[str, Estimate]: ...
+
+
+class Pushed(Protocol):
+    """A bundle on a device."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def bundle_digest(self) -> str: ...
+    @property
+    def agent_digest(self) -> str: ...
 
 
 def deploy_summary(run: Run, store: Path) -> RenderableType:
@@ -251,7 +267,7 @@ def _device_table(view: RunView) -> Table:
     for each in view.results:
         result, measurement = each.result, each.result.measurement
         runtime = f"{measurement.runtime} {measurement.runtime_version}" if measurement else ""
-        threads = f", {measurement.threads} thr." if measurement else ""
+        threads = f"\nthreads: {measurement.threads}" if measurement else ""
         memory = measurement.memory.peak_bytes if measurement and measurement.memory else None
         p90 = text.NONE if each.latency is None else text.quantile(each.latency.p90_ns)
         _add(
@@ -321,7 +337,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
             column.lstrip(">"),
             justify="right" if right else "left",
             overflow="fold",
-            min_width=_MIN_WIDTHS.get(column),
+            no_wrap=column in _WHOLE,
         )
     return table
 
