@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import socket
 import threading
+import uuid
 
 import msgspec
 import pytest
@@ -41,6 +42,12 @@ def place(request, tmp_path):
     device = _emptied(request.getfixturevalue(request.param))
     with connect(device.host, device.ssh_options) as transport:
         yield transport, device.root
+
+
+@pytest.fixture
+def marker():
+    """A word that no other process names, however many tests run at once."""
+    return f"marker-{uuid.uuid4().hex}"
 
 
 class Wire:

@@ -109,19 +109,19 @@ def test_a_signal_is_told_as_one(embedded):
         assert transport.run(["sh", "-c", "kill -9 $$"]).exit_status in {-1, 137}
 
 
-def test_stopping_ends_everything_and_removes_the_keys(tmp_path, no_process_names):
+def test_stopping_ends_everything_and_removes_the_keys(tmp_path, no_process_names, marker):
     device = EmbeddedDevice.start(tmp_path / "home")
     (device.root / "kept").write_text("x")
     with (
         connect(device.host, device.ssh_options) as transport,
-        transport.open(["sh", "-c", "sleep 60 & echo up; wait; : stopping-marker-1"]) as channel,
+        transport.open(["sh", "-c", f"sleep 60 & echo up; wait; : {marker}"]) as channel,
     ):
         assert channel.read_line(10) == b"up"
         device.stop()
         device.stop()
         with pytest.raises(HostUnreachable):
             connect(device.host, device.ssh_options)
-    assert no_process_names("stopping-marker-1")
+    assert no_process_names(marker)
     assert not keys_of(device).exists()
     assert (device.root / "kept").exists()
 
@@ -142,8 +142,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_it_dies_with_its_parent(tmp_path, no_process_names, signum):
-    marker = f"orphan-marker-{signum}"
+def test_it_dies_with_its_parent(tmp_path, no_process_names, marker, signum):
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, tmp_path / "home", marker],
         stdout=subprocess.PIPE,

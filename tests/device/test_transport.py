@@ -177,11 +177,11 @@ def test_waiting_for_a_line_is_a_timeout_too(place):
         channel.read_line(0.3)
 
 
-def test_leaving_the_channel_ends_the_program(place, no_process_names):
-    with place[0].open(["sh", "-c", "cat; : leaving-marker-1"]) as channel:
+def test_leaving_the_channel_ends_the_program(place, no_process_names, marker):
+    with place[0].open(["sh", "-c", f"cat; : {marker}"]) as channel:
         channel.write_line(b"there")
         assert channel.read_line(10) == b"there"
-    assert no_process_names("leaving-marker-1")
+    assert no_process_names(marker)
 
 
 def test_a_lost_connection_is_said_to_be_lost(device, cut_wire, tmp_path):

@@ -14,6 +14,7 @@ from edgepipe.device.ssh import connect
 from edgepipe.device.transport import Transport
 from edgepipe.device.upload import ROOT, put, upload_of
 from edgepipe.errors import BundleError, DeviceDiskFull, DeviceError, HostUnreachable
+from edgepipe.model import digest_bytes
 
 
 class Counted(Transport):
@@ -118,9 +119,9 @@ def test_a_part_that_is_complete_is_only_renamed(place):
     assert (root / ROOT / "file").read_bytes() == b"all of it"
 
 
-def test_a_cut_connection_resumes(device, cut_wire, tmp_path, no_process_names):
+def test_a_cut_connection_resumes(device, cut_wire, tmp_path, no_process_names, marker):
     data = os.urandom(6_000_000)
-    upload = upload_of(data, f"{ROOT}/cut-marker-1")
+    upload = upload_of(data, f"{ROOT}/{marker}")
     wire = cut_wire(device)
     with connect(wire.host(device), wire.options(device, tmp_path)) as transport:
         wire.cut_after = 3_000_000
@@ -128,7 +129,7 @@ def test_a_cut_connection_resumes(device, cut_wire, tmp_path, no_process_names):
             put(transport, [upload])
         assert "goes on" in error.value.remedy
     assert not (device.root / upload.remote).exists()
-    assert no_process_names("cut-marker-1")
+    assert no_process_names(marker)
     kept = part_of(device.root, upload.remote).stat().st_size
     assert 0 < kept < 4_000_000
     with connect(device.host, device.ssh_options) as transport:
@@ -136,10 +137,10 @@ def test_a_cut_connection_resumes(device, cut_wire, tmp_path, no_process_names):
     assert (device.root / upload.remote).read_bytes() == data
 
 
-def test_ctrl_c_keeps_the_part_and_leaves_no_process(place, no_process_names):
+def test_ctrl_c_keeps_the_part_and_leaves_no_process(place, no_process_names, marker):
     transport, root = place
     data = os.urandom(4_000_000)
-    upload = upload_of(data, f"{ROOT}/interrupted-marker-1")
+    upload = upload_of(data, f"{ROOT}/{marker}")
     part = part_of(root, upload.remote)
 
     def interrupt(done_bytes):
@@ -150,7 +151,7 @@ def test_ctrl_c_keeps_the_part_and_leaves_no_process(place, no_process_names):
 
     with pytest.raises(KeyboardInterrupt):
         put(transport, [upload], progress=interrupt)
-    assert no_process_names("interrupted-marker-1")
+    assert no_process_names(marker)
     assert not (root / upload.remote).exists()
     kept = part.read_bytes()
     assert data.startswith(kept)
@@ -270,7 +271,8 @@ def test_small_files_cut_on_the_way_leave_nothing(device, cut_wire, tmp_path, no
         wire.cut_after = 3_000_000
         with pytest.raises(HostUnreachable, match="lost"):
             put(transport, uploads)
-    assert no_process_names(f"{ROOT}/parcel-")
+    parcel = pack({upload.remote: upload.source for upload in uploads})
+    assert no_process_names(f"{ROOT}/parcel-{digest_bytes(parcel)[:12]}")
     assert not [path for path in device.root.rglob("*") if path.is_file()]
     with connect(device.host, device.ssh_options) as transport:
         put(transport, uploads)
