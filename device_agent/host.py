@@ -8,7 +8,9 @@ from typing import Any, List, Optional, Tuple
 
 from device_agent.protocol import (
     MAX_LINE_BYTES,
+    Done,
     Event,
+    Failed,
     Progress,
     ProtocolError,
     Quit,
@@ -17,6 +19,7 @@ from device_agent.protocol import (
 )
 
 _BEAT_S = 1.0
+_NOTHING_DONE = Progress("load", 0)
 _SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
@@ -53,7 +56,7 @@ class Host:
         self._rest = b""
         self._ended = False
         self._sent_s = time.monotonic()
-        self._progress = Progress("load", 0)
+        self._progress = _NOTHING_DONE
 
     def send(self, event: Event) -> None:
         """Writes an event.
@@ -70,6 +73,8 @@ class Host:
         self._sent_s = time.monotonic()
         if isinstance(event, Progress):
             self._progress = event
+        elif isinstance(event, (Done, Failed)):
+            self._progress = _NOTHING_DONE
 
     def read_line(self) -> Optional[bytes]:
         """Waits for the next line; None after the last."""

@@ -12,6 +12,7 @@ from device_agent.machine import Machine
 from device_agent.protocol import (
     ChildMemory,
     Clock,
+    Done,
     Measurement,
     Power,
     Progress,
@@ -141,6 +142,16 @@ def test_hang_up_ends_the_watch(tree, pipes):
     with pytest.raises(HostGone), Watch(("hwmon-ina",), machine(tree)) as watch:
         watch.idle(60_000_000_000, host)
     assert not [thread for thread in threading.enumerate() if thread.name == "sampler"]
+
+
+def test_sign_of_life_repeats_the_progress_of_this_request_only(pipes):
+    host, _, events = pipes
+    host.send(Progress("run", 5, 9))
+    host.wait((), 1.2)
+    host.send(Done())
+    host.wait((), 1.2)
+    said = [decode_event(events.readline()) for _ in range(4)]
+    assert said == [Progress("run", 5, 9), Progress("run", 5, 9), Done(), Progress("load", 0)]
 
 
 def test_sampler_reads_no_more_often_than_told():
