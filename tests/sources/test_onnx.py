@@ -148,7 +148,7 @@ def test_several_inputs(save_onnx):
     assert "bit for bit" in str(source.fidelity)
     with pytest.raises(errors.ModelError, match="one input"):
         load(path, input_shape=(1, 4))
-    with pytest.raises(errors.ModelError, match="several inputs"):
+    with pytest.raises(errors.ModelError, match="the model has several"):
         load(path, sample=np.zeros((1, 4), np.float32))
 
 
