@@ -225,6 +225,7 @@ def install(transport: Transport, *, emit: Emit = silent) -> InstalledAgent:
 
     Raises:
         DevicePythonMissing: The device has no Python 3.6 or newer.
+        DeviceError: The device runs no commands for this user, or its home cannot be written.
         DeviceDiskFull: There is no room for it.
         DeviceTimeout: The device does not answer.
         HostUnreachable: The connection was lost.
@@ -251,11 +252,19 @@ def find_python(transport: Transport) -> tuple[str, str, str]:
 
     Raises:
         DevicePythonMissing: There is none, or only older ones.
+        DeviceError: The device runs no commands for this user.
         DeviceTimeout: The device does not answer.
         HostUnreachable: The connection was lost.
     """
     completed = transport.run(["sh", "-c", _FIND_PYTHON], timeout_s=_FIND_TIMEOUT_S)
     home, *lines = completed.stdout.decode(errors="replace").splitlines() or [""]
+    if completed.exit_status != 0 or not home:
+        raise DeviceError(
+            "the device does not run commands",
+            where=transport.description,
+            got=last_lines(completed.stderr) or f"exit status {completed.exit_status}, no message",
+            remedy="log in there with ssh and see whether the user has a shell",
+        )
     found = [tuple(line.split(" ", 1)) for line in lines if " " in line]
     for version, executable in found:
         if _is_new_enough(version):

@@ -14,7 +14,14 @@ from edgepipe.device.authentication import authenticate
 from edgepipe.device.known_hosts import KnownHosts, KnownKey, add_known_host
 from edgepipe.device.ssh_config import Route, SshOptions, resolve
 from edgepipe.device.transport import Channel, Host, Transport
-from edgepipe.errors import DeviceTimeout, HostKeyChanged, HostKeyUnknown, HostUnreachable, UsageError
+from edgepipe.errors import (
+    DeviceError,
+    DeviceTimeout,
+    HostKeyChanged,
+    HostKeyUnknown,
+    HostUnreachable,
+    UsageError,
+)
 
 KEEPALIVE_S = 15
 STALL_S = 60.0
@@ -42,7 +49,8 @@ class SshTransport(Transport):
         """Starts a program by the login shell of the device's user, its arguments quoted.
 
         Raises:
-            HostUnreachable: The connection was lost, or the device opens no session.
+            HostUnreachable: The connection was lost.
+            DeviceError: The device allows no further session.
         """
         import paramiko
 
@@ -50,6 +58,13 @@ class SshTransport(Transport):
             session = self._links[-1].open_session(timeout=STALL_S)
             session.settimeout(STALL_S)
             session.exec_command(f"echo {shlex.quote(_BEGIN.decode())}; exec {shlex.join(argv)}")
+        except paramiko.ChannelException as error:
+            raise DeviceError(
+                "the device refuses to run a program",
+                where=str(self._route),
+                got=error.text,
+                remedy="see whether its SSH server allows sessions (MaxSessions of sshd_config)",
+            ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise _lost(self._route, error) from error
         return Channel(_SshPipes(session, self._route), self.description)

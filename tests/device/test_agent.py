@@ -27,6 +27,7 @@ from edgepipe.errors import (
     AgentFailed,
     BundleError,
     DeviceDiskFull,
+    DeviceError,
     DevicePythonMissing,
     DeviceRuntimeMissing,
     DeviceRuntimeTooOld,
@@ -138,6 +139,20 @@ def test_a_device_without_python(start_openssh, tmp_path):
             install(transport)
     assert "apt-get install python3" in error.value.remedy
     assert not (server.root / ROOT).exists()
+
+
+def test_a_user_without_a_shell(start_openssh):
+    server = start_openssh(ForceCommand="echo This account is currently not available. >&2; exit 1")
+    with connect(server.host, server.ssh_options) as transport, pytest.raises(DeviceError) as error:
+        install(transport)
+    assert error.value.what == "the device does not run commands"
+    assert error.value.got == "This account is currently not available."
+
+
+def test_a_server_that_allows_no_session(start_openssh):
+    server = start_openssh(MaxSessions=0)
+    with connect(server.host, server.ssh_options) as transport, pytest.raises(DeviceError, match="refuses"):
+        install(transport)
 
 
 def test_a_python_too_old_is_named(bare):
