@@ -62,7 +62,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         source: The reader: "rpi", "jetson-oc", ...
         name: What is read: "under-voltage-now".
         value: The value.
-        unit: "count", "flag", "khz", "mc" or "us".
+        unit: "count", "flag", "level" (of cooling), "khz", "mc" or "us".
     """
 
     source: str

@@ -55,14 +55,21 @@ def verdict_of(measurement: Measurement) -> Verdict:
 
 
 def throttled(measurement: Measurement) -> tuple[Reading, ...]:
-    """Throttle counters that rose, and flags that were up, during the measurement."""
+    """Throttle counters and cooling levels that rose, and flags that were up, during the measurement.
+
+    A fan's level may rise: it cools without slowing anything.
+    """
     before = {(r.source, r.name): r.value for r in measurement.throttle_before}
     return tuple(
         reading
         for reading in measurement.throttle_after
-        if reading.value > before.get((reading.source, reading.name), 0)
+        if (reading.value > before.get((reading.source, reading.name), 0) and not _is_fan(reading))
         or (reading.unit == "flag" and reading.value and reading.name.endswith("-now"))
     )
+
+
+def _is_fan(reading: Reading) -> bool:
+    return reading.unit == "level" and "fan" in reading.name.lower()
 
 
 def _reasons(measurement: Measurement, latency: Latency | None) -> Iterator[Finding]:

@@ -43,24 +43,16 @@ class Judged(Protocol):
     """Evaluations of artifacts beside that of the float model."""
 
     @property
-    def reference(self) -> Evaluation: ...
-    @property
-    def artifacts(self) -> Mapping[str, Evaluation]: ...
-    @property
-    def agreement(self) -> Mapping[str, Estimate]: ...
-
-
-class Pushed(Protocol):
-    """A bundle on a device."""
+    def reference(self) -> Evaluation:
+        """The float model's."""
 
     @property
-    def host(self) -> str: ...
+    def artifacts(self) -> Mapping[str, Evaluation]:
+        """By artifact."""
+
     @property
-    def folder(self) -> str: ...
-    @property
-    def bundle_digest(self) -> str: ...
-    @property
-    def agent_digest(self) -> str: ...
+    def agreement(self) -> Mapping[str, Estimate]:
+        """Top-1 agreement of quantized artifacts, by "a = b"."""
 
 
 def deploy_summary(run: Run, store: Path) -> RenderableType:
@@ -78,10 +70,14 @@ def bundle_summary(bundle: Bundle) -> RenderableType:
     manifest = bundle.manifest
     table = _table("artifact", ">size", "inputs", "operators", "needs")
     for artifact in manifest.artifacts:
-        _add(table,
-            Text(artifact.name, "bold"), format_bytes(artifact.size_bytes), _ports(artifact),
-            _counts(artifact.op_counts), _pairs(artifact.needs, " ≥ "),
-        )  # fmt: skip
+        _add(
+            table,
+            Text(artifact.name, "bold"),
+            format_bytes(artifact.size_bytes),
+            _ports(artifact),
+            _counts(artifact.op_counts),
+            _pairs(artifact.needs, " ≥ "),
+        )
     steps = _table("step", ">before", ">after", ">SQNR")
     for step in manifest.steps:
         sqnr = text.NONE if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"

@@ -100,7 +100,12 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unfit(self) -> tuple[str, ...]:
         """Why no claim about accuracy may be built on the run."""
-        reasons = (r for view in self.results if view.result.evaluation for r in view.result.evaluation.unfit)
+        calibration = self.run.calibration
+        # Said even where nothing was evaluated: somebody else may evaluate these artifacts.
+        reasons = ["calibrated on random data"] if calibration is not None and calibration.random else []
+        reasons += (
+            r for view in self.results if view.result.evaluation for r in view.result.evaluation.unfit
+        )
         return tuple(dict.fromkeys(reasons))
 
     @property

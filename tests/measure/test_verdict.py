@@ -53,6 +53,8 @@ def reading(name, value, unit="count"):
         ([reading("oc1", 3)], [reading("oc1", 3)], False),
         ([reading("oc1", 3)], [reading("oc1", 4)], True),
         ([], [reading("throttled-now", 1, "flag")], True),
+        ([reading("cpufreq-cpu0-0", 0, "level")], [reading("cpufreq-cpu0-0", 2, "level")], True),
+        ([reading("pwm-fan-1", 1, "level")], [reading("pwm-fan-1", 4, "level")], False),
         ([reading("throttled-now", 1, "flag")], [reading("throttled-now", 1, "flag")], True),
         ([reading("throttled-since-boot", 1, "flag")], [reading("throttled-since-boot", 1, "flag")], False),
         ([reading("throttled-since-boot", 0, "flag")], [reading("throttled-since-boot", 1, "flag")], True),
