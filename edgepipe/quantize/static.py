@@ -81,6 +81,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
             rounding.detail = _summary(plan, linears)
         emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
         common.RemoveUnusedNodesPass()(graph_model)  # the float weights
+        common.NameFixPass()(graph_model)  # a name of ours may be one of the model's
         return edit.freeze(graph_model, model.name)
 
     def _observe(self, model: Model, plan: Plan, data: Dataset, notify: Emit) -> dict[str, Observation]:
