@@ -78,6 +78,20 @@ class Layout(msgspec.Struct, frozen=True):
             found += targets
         return Layout(_with_units(tuple(found), new, channels_last=self == channels_last(len(old))))
 
+    def gathered(self, old: tuple[int, ...], new: tuple[int, ...]) -> Layout:
+        """The nearest layout from which the value can be reshaped from `old` to `new` without a move.
+
+        Axes that the reshape joins or splits together stand together, in order; the rest stays.
+        """
+        groups = _factor_groups(old, new)
+        if self.sizes or groups is None:
+            return plain(len(old))
+        joined = {axis: sources for sources, _ in groups for axis in sources}
+        placed: list[int] = []
+        for axis in self.perm:
+            placed += [source for source in joined.get(axis, [axis]) if source not in placed]
+        return Layout(tuple(placed))
+
     def _flattened(
         self,
         old: tuple[int, ...],

@@ -267,6 +267,13 @@ def quantize(
     return Quantizer(model, feeds, skip=skip, same_grid=same_grid, **settings).run()
 
 
+@pytest.fixture(autouse=True)
+def own_numbers(request, monkeypatch):
+    """A test that draws from its module's RNG draws the same numbers, whichever tests ran before it."""
+    if hasattr(request.module, "RNG"):
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))
+
+
 @pytest.fixture(scope="session")
 def tools():
     """The functions above, for tests that hypothesis runs too."""

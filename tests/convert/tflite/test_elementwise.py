@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 OPS = ["Add", "Sub", "Mul"]
-RNG = np.random.default_rng(7)
 
 
 def constant(*shape):
-    return RNG.normal(size=shape).astype(np.float32)
+    """The same numbers for the same shape, whatever ran before."""
+    return np.random.default_rng([7, *shape]).normal(size=shape).astype(np.float32)
 
 
 @settings(max_examples=80)
@@ -35,7 +35,8 @@ def test_int8_constants_broadcast(tools, op, shape):
     constants = {"w": constant(3, 3, 1, 1), "k": constant(*shape)}
     nodes = [("Conv", ["x", "w"], ["c"], {}), (op, ["c", "k"], ["y"], {})]
     model = tools.model(nodes, {"x": [1, 3, 5, 4]}, constants)
-    emission = tools.both(model)[1]
+    # A step of the conv's output, by which the runtimes may differ, is up to two of the result.
+    emission = tools.both(model, steps=2)[1]
     assert set(emission.op_counts) == {"CONV_2D", op.upper()}
 
 

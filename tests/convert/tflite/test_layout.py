@@ -71,6 +71,17 @@ def test_a_reshape_is_found_wherever_there_is_one(case):
         assert not np.array_equal(value.reshape(result).transpose(perm).reshape(-1), lies)
 
 
+@given(case=reshapes())
+def test_a_gathered_layout_can_be_reshaped(case):
+    shape, layout, result = case
+    gathered = layout.gathered(shape, result)
+    assert sorted(gathered.perm) == list(range(len(shape)))
+    assert gathered.reshaped(shape, result) is not None
+    if layout.reshaped(shape, result) is not None and not layout.reshaped(shape, result).sizes:
+        order, wanted = ([axis for axis in lies.perm if shape[axis] > 1] for lies in (gathered, layout))
+        assert order == wanted
+
+
 @given(case=laid_out(), data=st.data())
 def test_dropping_axes(case, data):
     shape, layout = case

@@ -130,18 +130,23 @@ def test_gather(tools, indices, axis):
 
 def test_channel_shuffle(tools):
     """Reshape, Transpose, Reshape as in ShuffleNet: the order changes, so one TRANSPOSE stays."""
-    constants = {"wide": np.array([1, 2, 2, 6, 5]), "back": np.array([1, 4, 6, 5])}
+    constants = {
+        "wide": np.array([1, 2, 2, 6, 5]),
+        "back": np.array([1, 4, 6, 5]),
+        "v": RNG.normal(size=(2, 4, 1, 1)).astype(np.float32),
+    }
     model = behind_conv(
         tools,
         [
             ("Reshape", ["c", "wide"], ["r"], {}),
             ("Transpose", ["r"], ["t"], {"perm": [0, 2, 1, 3, 4]}),
             ("Reshape", ["t", "back"], ["s"], {}),
-            ("Relu", ["s"], ["y"], {}),
+            ("Conv", ["s", "v"], ["y"], {}),
         ],
         constants,
     )
-    tools.both(model, steps=2)
+    for emission in tools.both(model, steps=2):
+        assert emission.op_counts["TRANSPOSE"] == 1
 
 
 def test_a_leading_and_a_trailing_transpose_vanish(tools):

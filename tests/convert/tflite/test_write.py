@@ -10,6 +10,7 @@ DILATED = {"group": 4, "dilations": [2, 2]}
 
 
 def normal(*shape):
+    """Drawn from the test's own numbers."""
     return RNG.normal(size=shape).astype(np.float32)
 
 

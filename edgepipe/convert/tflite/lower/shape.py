@@ -11,10 +11,11 @@ from edgepipe.convert.tflite.lower.site import Rule, Site, options
 def lower_reshape(site: Site) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: a RESHAPE at most, wherever the elements keep their order."""
     old, new = site.value().shape, site.result().shape
-    source = site.read()
-    layout = site.layout().reshaped(old, new)
+    layout, before = site.layout().reshaped(old, new), site.layout()
     if layout is None:
-        source, layout = site.read(0, plain(len(old))), plain(len(new))
+        before = site.layout().gathered(old, new)
+        layout = before.reshaped(old, new) or plain(len(new))
+    source = site.read(0, before)
     if layout.shape(new) == source.shape:
         site.alias(layout, source)
         return

@@ -58,7 +58,7 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
     if bias is not None:
         real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
     step_in = site.step().scale[0]
-    scale = _usable(scale, flat, real_bias, step_in)
+    scale = _usable(scale, flat, step_in)
     coarser = np.maximum(1.0, np.abs(real_bias) / (_INT32_MAX * step_in * scale))
     if (coarser > 1).any():
         scale = _float32(scale * coarser * (1 + 1e-6))
@@ -78,15 +78,13 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
     )
 
 
-def _usable(scale: Array, flat: Array, bias: Array, step_in: float) -> Array:
+def _usable(scale: Array, flat: Array, step_in: float) -> Array:
     """The scales with those of dead channels, which may be zero or NaN, replaced by a usual one."""
     dead = ~flat.any(axis=1)
     good = np.isfinite(scale) & (scale >= _LEAST_SCALE) & (scale * step_in >= _LEAST_SCALE)
     alive = scale[good & ~dead]
     usual = float(np.float32(np.median(alive))) if alive.size else 1 / 128
-    # A dead channel that only passes its bias on still needs a step that the bias fits on.
-    enough = _float32(np.abs(bias) / (2**30 * step_in))
-    return np.where(good & ~dead, scale, np.maximum(usual, enough))
+    return np.where(good & ~dead, scale, usual)
 
 
 def _float32(numbers: Array) -> Array:
