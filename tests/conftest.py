@@ -132,8 +132,8 @@ def make_context(tmp_path):
 
     def make(samples=None, *, activation="int8", emit=silent, seed=0):
         target = Target(
-            name="board", title="Board", architecture="aarch64", cpu="", cores=1, memory_mb=1, os="", python="3.11",
-            runtimes=(), activation=activation, threads=1,
+            name="board", title="Board", architecture="aarch64", cpu="", cores=1, memory_mb=1, os="",
+            python="3.11", runtimes=(), activation=activation, threads=1,
         )  # fmt: skip
         data = None
         if samples is not None:

@@ -36,7 +36,9 @@ def cases(root: Path) -> list[Case]:
     """The cases that `root`, laid out as the README beside this file says, holds the files for."""
     here = Path(__file__).parent
     return [
-        Case("DS-CNN keyword spotting", [str(root / "kws_ref_model_float32.tflite")], lambda: _keywords(root)),
+        Case(
+            "DS-CNN keyword spotting", [str(root / "kws_ref_model_float32.tflite")], lambda: _keywords(root)
+        ),
         Case(
             "MobileNetV1-0.25", [str(root / "mobilenet_v1_0.25_224_float.tflite")],
             lambda: _photos(root, lambda x: x / 127.5 - 1, channels_first=False, background=1),

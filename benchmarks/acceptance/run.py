@@ -29,7 +29,8 @@ HEADER = """\
 Calibration and evaluation samples never overlap. Latencies are this CPU's, one process after the other,
 here to compare the artifacts of one row, not boards.
 
-| model | samples | float accuracy | INT8 TFLite: accuracy (difference, 95 % interval) | agreement with float | SQNR | \
+| model | samples | float accuracy | INT8 TFLite: accuracy (difference, 95 % interval) \
+| agreement with float | SQNR | \
 INT8 ONNX: accuracy | agreement | SQNR | TFLite = ONNX | size float → INT8 TFLite | \
 median float32.onnx | int8.onnx | float32.tflite | int8.tflite | seconds in all | holds |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
