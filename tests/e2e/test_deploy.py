@@ -107,6 +107,23 @@ def test_nothing_but_results_in_the_folder(deployed):
     ]
 
 
+# --- calibrated on nothing real ---------------------------------------------------------------------
+
+
+def test_random_calibration_is_branded_wherever_it_shows(equipped):
+    shown = equipped.ok("deploy", "model.onnx", "--target", "x86", "--emulate", "--calibrate-random", *QUICK)
+    assert "warning: calibrated on random numbers" in shown.stderr
+    folder, run = run_of(equipped)
+    assert run.calibration.random
+    assert (run.data, run.reference) == (None, None)
+    assert all(result.evaluation is None for result in run.results)
+    assert "unfit for accuracy claims" in shown.stdout
+    assert "unfit for accuracy claims" in equipped.ok("runs", "show").stdout
+    assert "unfit for accuracy claims" in (folder / "report.html").read_text()
+    judged = equipped.ok("evaluate", folder / "bundle", "--data", "val.npz", "--json").json
+    assert judged["artifacts"]["int8.onnx"]["unfit"] == ["calibrated on random data"]
+
+
 # --- looking at runs --------------------------------------------------------------------------------
 
 
@@ -211,23 +228,8 @@ def test_push_bench_and_probe_a_real_server(bundle, user, board):
     assert "onnxruntime" in user.ok("probe", "--host", "board").stdout
 
 
-def test_bench_and_probe_the_embedded_device(bundle, user):
-    assert "int8.tflite" in user.ok("bench", "bundle", "--emulate", *QUICK).stdout
-    assert run_of(user)[1].kind == "embedded"
+def test_probe_the_embedded_device(user):
     assert user.ok("probe", "--emulate", "--json").json["cpu"]["cores"] >= 1
-
-
-def test_deploy_to_a_real_server_with_the_bundle_in_a_folder_of_its_own(equipped, board):
-    outcome = equipped.ok(
-        "deploy", "model.onnx", "--target", "x86", "--host", "board", "--data", "val.npz", "-o", "mine",
-        *QUICK, "--json",
-    )  # fmt: skip
-    run = msgspec.convert(outcome.json, Run)
-    assert run.kind == "board"
-    assert "board" in run.host or "127.0.0.1" in run.host
-    assert read_bundle(equipped.folder / "mine").digest == run.bundle_digest
-    folder, _ = run_of(equipped)
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "run.json"]
 
 
 # --- changing the format alone ----------------------------------------------------------------------
@@ -289,13 +291,15 @@ def test_catalogues(user, noun, name):
 
 
 def test_a_project_makes_deploy_complete_by_itself(equipped, board):
+    """On a real server, with the bundle in a folder of its own."""
     shutil.copy(board.key, equipped.home / ".ssh" / "id_ed25519")
     host = f"{board.host.user}@127.0.0.1:{board.port}"
     equipped.ok("init", "--model", "model.onnx", "--data", "val.npz", "--target", "x86", "--host", host)
-    run = equipped.ok("deploy", *QUICK, "--json").json
-    assert (run["model_source"], run["kind"], run["target"]) == ("model.onnx", "board", "x86")
-
-
-def test_a_project_on_the_embedded_device(equipped):
-    equipped.ok("init", "--model", "model.onnx", "--data", "val.npz")
-    assert equipped.ok("deploy", "--target", "x86", "--emulate", *QUICK, "--json").json["kind"] == "embedded"
+    run = msgspec.convert(equipped.ok("deploy", "-o", "mine", *QUICK, "--json").json, Run)
+    assert (run.model_source, run.kind, run.target) == ("model.onnx", "board", "x86")
+    assert "127.0.0.1" in run.host
+    assert all(each.measurement.outcome == "ok" for each in run.results)
+    assert read_bundle(equipped.folder / "mine").digest == run.bundle_digest
+    folder, stored = run_of(equipped)
+    assert stored == run
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "run.json"]
