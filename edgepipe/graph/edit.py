@@ -121,20 +121,17 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.V
 
 def unused_name(graph: ir.Graph, name: str) -> str:
     """`name`, or `name` with the first number that makes it unique among the graph's values."""
-    taken = names(graph)
     unique, number = name, 0
-    while unique in taken:
+    while _is_taken(graph, unique):
         number += 1
         unique = f"{name}.{number}"
     return unique
 
 
-def names(graph: ir.Graph) -> set[str]:
-    """Names of all values of the graph."""
-    taken = {value.name for value in graph.inputs if value.name} | set(graph.initializers)
-    for node in graph:
-        taken.update(output.name for output in node.outputs if output.name)
-    return taken
+def _is_taken(graph: ir.Graph, name: str) -> bool:
+    if name in graph.initializers or any(value.name == name for value in graph.inputs):
+        return True
+    return any(output.name == name for node in graph for output in node.outputs)
 
 
 def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
