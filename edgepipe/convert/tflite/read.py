@@ -89,6 +89,8 @@ class _Reader:
 
     def add(self, proto: onnx.NodeProto) -> None:
         """Takes in one ONNX node."""
+        from onnx import numpy_helper
+
         if proto.domain not in {"", "ai.onnx"}:
             raise _refusal(proto, f"it is of the domain {proto.domain}, not of standard ONNX")
         inputs = [self.values[self.resolve(name)] if name else None for name in proto.input]
@@ -98,6 +100,8 @@ class _Reader:
             self.dequantize(proto, inputs)
         elif proto.op_type in ALIASES or _is_float_cast(proto, inputs):
             self.aliases[proto.output[0]] = self.resolve(proto.input[0])
+        elif proto.op_type == "Constant" and proto.attribute[0].name == "value":
+            self.constant(proto.output[0], numpy_helper.to_array(proto.attribute[0].t))
         elif proto.op_type == "Shape":
             self.shape(proto, inputs)
         elif all(value is None or value.data is not None for value in inputs):
@@ -107,13 +111,11 @@ class _Reader:
 
     def shape(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
         settings = _attributes(proto)
-        assert inputs[0] is not None  # noqa: S101  the checker of ONNX guarantees it
-        sizes = inputs[0].shape[settings.get("start", 0) : settings.get("end")]
+        sizes = _given(proto, inputs).shape[settings.get("start", 0) : settings.get("end")]
         self.constant(proto.output[0], np.array(sizes, np.int64))
 
     def quantize(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
-        value, grid, unsigned = inputs[0], *self.grid(proto, inputs)
-        assert value is not None  # noqa: S101  the checker of ONNX guarantees it
+        value, grid = _given(proto, inputs), self.grid(proto, inputs)
         name = proto.output[0]
         if value.data is not None:
             self.constant(name, _quantized(value.real(), grid), grid)
@@ -125,15 +127,12 @@ class _Reader:
         else:
             self.values[name] = msgspec.structs.replace(value, name=name, grid=grid)
             self.nodes.append(Node("Requantize", proto.name or name, (value.name,), (name,), {}, self.opset))
-        del unsigned
 
     def dequantize(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
-        value, grid, unsigned = inputs[0], *self.grid(proto, inputs)
-        assert value is not None  # noqa: S101  the checker of ONNX guarantees it
+        value, grid = _given(proto, inputs), self.grid(proto, inputs)
         name = proto.output[0]
         if value.data is not None and value.grid is None:
-            data = value.data
-            self.constant(name, (data.astype(np.int16) - 128).astype(np.int8) if unsigned else data, grid)
+            self.constant(name, _signed(value.data), grid)
         elif value.grid is None and value.dtype in {"int8", "uint8"}:
             self.values[value.name] = msgspec.structs.replace(value, dtype="float32", grid=grid)
             self.aliases[name] = value.name
@@ -142,26 +141,28 @@ class _Reader:
         else:
             raise _refusal(proto, "it reads integers on another scale than they were written on")
 
-    def grid(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> tuple[Grid, bool]:
-        """The grid that a Q or DQ node names, in int8 terms, and whether ONNX had it unsigned."""
-        value, scale, zero = (*inputs, None)[:3]
-        if value is None or scale is None or scale.data is None or (zero is not None and zero.data is None):
+    def grid(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> Grid:
+        """The grid that a Q or DQ node names, in int8 terms: unsigned ones are shifted by 128."""
+        value, scale, zero = _given(proto, inputs), *(*inputs[1:], None)[:2]
+        if scale is None or scale.data is None or (zero is not None and zero.data is None):
             raise _refusal(proto, "its scale or zero point is computed at run time")
+        settings = _attributes(proto)
         steps = np.atleast_1d(np.asarray(scale.data)).astype(np.float32)
-        zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(np.asarray(zero.data))
-        stored = value.dtype if value.data is not None and value.grid is None else None
-        dtype = zeros.dtype.name if zero is not None else (stored if stored != "float32" else None) or "uint8"
-        if dtype not in {"int8", "uint8", "int32"}:
-            raise _refusal(proto, f"its type is {dtype}, and only 8 bits are written")
-        if value.data is None and not (np.isfinite(steps).all() and (steps > 0).all()):
+        usable = np.isfinite(steps) & (steps > 0)
+        if value.data is None and not usable.all():
             raise ModelError(
                 "a scale is not a positive number", where=proto.name or proto.output[0], got=str(steps[0]),
                 remedy="calibrate again: this tensor saw no data, or only NaN",
             )  # fmt: skip
-        shift = 128 if dtype == "uint8" else 0
-        axis = _attributes(proto).get("axis", 1) % max(len(value.shape), 1) if steps.size > 1 else None
-        points = tuple(int(z) - shift for z in zeros)
-        return Grid(tuple(map(float, steps)), points, axis, 32 if dtype == "int32" else 8), shift > 0
+        dtype = _integer_type(value, zero, settings)
+        if dtype not in {"int8", "uint8", "int32"}:
+            raise _refusal(proto, f"its type is {dtype}, and only 8 bits are written")
+        zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(np.asarray(zero.data))
+        points = tuple(int(point) - (128 if dtype == "uint8" else 0) for point in zeros)
+        axis = settings.get("axis", 1) % max(len(value.shape), 1) if steps.size > 1 else None
+        # Channels of zeros may have any scale, even NaN, which would not equal itself.
+        scales = tuple(map(float, np.where(usable, steps, 0)))
+        return Grid(scales, points, axis, 32 if dtype == "int32" else 8)
 
     def fold(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
         """Computes a node whose inputs are all constant."""
@@ -318,7 +319,29 @@ def _is_float_cast(proto: onnx.NodeProto, inputs: list[Value | None]) -> bool:
 def _quantized(real: Array, grid: Grid) -> Array:
     """Rounds half to even and saturates, as QuantizeLinear does: int8 of the same shape."""
     scale, zero_point = grid.along(real.ndim)
-    return np.asarray(np.clip(np.rint(real / scale) + zero_point, -128, 127).astype(np.int8))
+    steps = np.rint(real / np.where(scale > 0, scale, 1))
+    return np.asarray(np.clip(steps + zero_point, -128, 127).astype(np.int8))
+
+
+def _signed(integers: Array) -> Array:
+    """uint8 as the int8 that stands for the same reals once its zero point is shifted too."""
+    return (integers.astype(np.int16) - 128).astype(np.int8) if integers.dtype == np.uint8 else integers
+
+
+def _integer_type(value: Value, zero: Value | None, settings: dict[str, Any]) -> str:
+    """NumPy's name of the type that a Q node writes or a DQ node reads."""
+    if zero is not None:
+        return zero.dtype
+    if value.dtype != "float32":
+        return value.dtype
+    return {0: "uint8", 2: "uint8", 3: "int8"}.get(settings.get("output_dtype", 0), "another one")
+
+
+def _given(proto: onnx.NodeProto, inputs: list[Value | None]) -> Value:
+    """The first input, which the op cannot do without."""
+    if not inputs or inputs[0] is None:
+        raise _refusal(proto, "its input is left out")
+    return inputs[0]
 
 
 def _refusal(proto: onnx.NodeProto, why: str) -> UnsupportedOp:

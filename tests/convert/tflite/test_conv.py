@@ -166,3 +166,26 @@ def test_computed_weights_are_refused(tools):
     model = tools.model([("Conv", ["x", "w"], ["y"], {})], {"x": [1, 2, 4, 4], "w": [3, 2, 1, 1]})
     with pytest.raises(UnsupportedOp, match="computed at run time"):
         emit(model)
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf, 1e-45])
+def test_a_dead_channel_may_have_any_scale(tools, scale):
+    """What the weights of a channel of zeros are multiplied with is nobody's business."""
+    from onnx import numpy_helper
+
+    from edgepipe.model import onnx_model
+
+    weight = np.random.default_rng(0).normal(size=(3, 3, 1, 1)).astype(np.float32)
+    weight[1] = 0
+    bias = np.array([1, 2, 3], np.float32)
+    model = tools.model([("Conv", ["x", "w", "b"], ["y"], {})], {"x": [1, 3, 5, 5]}, {"w": weight, "b": bias})
+    feeds = tools.feeds(model)
+    proto = tools.quantize(model, feeds, float_biases=True).to_onnx()
+    sane = onnx_model(proto, "q")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "w_scale":
+            scales = numpy_helper.to_array(tensor).copy()
+            scales[1] = scale
+            tensor.CopyFrom(numpy_helper.from_array(scales, tensor.name))
+    got = tools.run_tflite(emit(onnx_model(proto, "q")), feeds)
+    np.testing.assert_array_equal(got, tools.run_tflite(emit(sane), feeds))

@@ -59,11 +59,7 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
         real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
     step_in = site.step().scale[0]
     scale = _usable(scale, flat, step_in)
-    coarser = np.maximum(1.0, np.abs(real_bias) / (_INT32_MAX * step_in * scale))
-    if (coarser > 1).any():
-        scale = _float32(scale * coarser * (1 + 1e-6))
-        shape = [-1 if index == axis else 1 for index in range(data.ndim)]
-        data = np.rint(data / coarser.reshape(shape)).astype(np.int8)
+    scale, data = _room_for_bias(scale, data, axis, np.abs(real_bias) / (_INT32_MAX * step_in))
     bias_scale = _float32(scale * step_in)
     integers = np.clip(np.rint(real_bias / bias_scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
     if bias is not None and bias.grid is not None and bias.data is not None:
@@ -76,6 +72,15 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
         Grid(tuple(map(float, scale)), zeros, axis),
         Grid(tuple(map(float, bias_scale)), zeros, 0, 32),
     )
+
+
+def _room_for_bias(scale: Array, data: Array, axis: int, least: Array) -> tuple[Array, Array]:
+    """Scales of at least `least`, float64 [channels], with the weights rounded again where they grew."""
+    if (scale >= least).all():
+        return scale, data
+    wider = np.where(scale >= least, scale, _float32(least * (1 + 1e-6)))
+    shape = [-1 if index == axis else 1 for index in range(data.ndim)]
+    return wider, np.rint(data * (scale / wider).reshape(shape)).astype(np.int8)
 
 
 def _usable(scale: Array, flat: Array, step_in: float) -> Array:
