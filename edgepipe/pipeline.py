@@ -31,7 +31,7 @@ from edgepipe.passes import Context, Pass
 from edgepipe.recipe import Recipe, check_chain, pass_name
 from edgepipe.runtime import open_session
 
-COMPARED_SAMPLES = 8
+COMPARED_SAMPLES = 32
 """Calibration samples that the SQNR of a step is measured on."""
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 """Packages whose version can change what a pass gives."""

@@ -60,6 +60,7 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
     grids = qdq.strip_boundary(proto) if quantized and ports == "integer" else {}
     version = opset.lower(proto)
+    del proto.graph.value_info[:]  # the runtime infers shapes itself
     payload = proto.SerializeToString(deterministic=True)
     return Emission(
         format="onnx",
