@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgepipe.errors import UsageError
+
 if TYPE_CHECKING:
     from edgepipe.job import Place
 
@@ -17,9 +19,19 @@ def ask_place(
 
     prompt = None
     if ask_password:
-        from getpass import getpass
+        import warnings
+        from getpass import GetPassWarning, getpass
 
-        password = getpass(f"Password for {host or 'the host'}: ")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", GetPassWarning)  # what it can't hide must not be typed
+                password = getpass(f"Password for {host or 'the host'}: ")
+        except (EOFError, GetPassWarning):
+            raise UsageError(
+                "nobody is there to type the password",
+                where="--ask-password",
+                remedy="run the command in a terminal, or put a key on the device with ssh-copy-id",
+            ) from None
 
         def prompt(_question: str) -> str:
             return password

@@ -129,6 +129,7 @@ def push(
 
 def bench(
     bundle: o.BundleArgument,
+    target: o.TargetOption = None,
     host: o.HostOption = None,
     emulate: o.EmulateOption = False,
     identity: o.IdentityOption = None,
@@ -150,7 +151,7 @@ def bench(
     )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
     with ProgressView() as emit:
-        run = workflow.bench(bundle, place, effort, store=store, emit=emit)
+        run = workflow.bench(bundle, place, effort, target=target, store=store, emit=emit)
     print_result(table.deploy_summary(run, store), run, as_json=as_json)
 
 

@@ -95,21 +95,32 @@ def bench(
     place: Place,
     effort: Effort = Effort(),  # noqa: B008  a frozen record
     *,
+    target: str | None = None,
     store: Path = Path("runs"),
     emit: Emit = silent,
 ) -> Run:
     """Verifies and measures a bundle that is there already; without data it evaluates nothing.
 
+    Args:
+        bundle_folder: The bundle.
+        place: Where the device is.
+        effort: How long to measure.
+        target: Name or file of the target; None for the one of that name which the bundle was made for.
+        store: Folder of the runs.
+        emit: Where progress and warnings go.
+
     Raises:
         BundleError: The folder is no bundle, or was altered.
+        TargetError: Unknown target.
         DeviceError: The device cannot be reached, or computes something else than the host.
     """
     bundle = read_bundle(bundle_folder)
-    target = load_target(bundle.manifest.target)
+    board = load_target(target or bundle.manifest.target)
+    check_writable(store)
     with open_device(place, emit) as device:
         created = datetime.now(UTC)
-        results = measure_bundle(bundle, target, device, effort, emit=emit)
-    run = _run(new_run_id(bundle.manifest.model_name, target.name, created), created, bundle, device, results)
+        results = measure_bundle(bundle, board, device, effort, emit=emit)
+    run = _run(new_run_id(bundle.manifest.model_name, board.name, created), created, bundle, device, results)
     with _whole_or_gone(store / run.id):
         _keep(run, store)
     raise_if_nothing_ran(run)

@@ -21,6 +21,7 @@ from edgepipe.events import Emit, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, TensorSpec, onnx_model
 from edgepipe.runtime import infer, open_session
+from edgepipe.workflow.prepare import check_inputs, class_count
 
 Outputs = list[NDArray[np.float32]]
 
@@ -90,8 +91,14 @@ def evaluate_subject(
         reference = sources.load(against, emit=emit).model
     else:
         reference = model or _float_reference(bundle)
+    check_inputs(reference, against or subject)
     dataset = load_data(
-        data.path, spec=reference.inputs[0], preprocessing=data.preprocessing, limit=data.limit, emit=emit
+        data.path,
+        spec=reference.inputs[0],
+        classes=class_count(reference),
+        preprocessing=data.preprocessing,
+        limit=data.limit,
+        emit=emit,
     )
     if bundle is not None:
         return judge_bundle(bundle, reference, dataset, emit)

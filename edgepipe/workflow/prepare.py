@@ -73,7 +73,7 @@ def prepare(job: Job, emit: Emit) -> Prepared:
     if job.data is not None:
         find_data(job.data)  # loading a model may take long
     source = _load_source(job, emit)
-    _check_inputs(source.model, job.model)
+    check_inputs(source.model, job.model)
     check_ops(source.model, target)
     calibration, evaluation = _load_datasets(job, source.model, recipe, emit)
     return Prepared(
@@ -81,10 +81,11 @@ def prepare(job: Job, emit: Emit) -> Prepared:
     )
 
 
-def _check_inputs(model: Model, where: str) -> None:
+def check_inputs(model: Model, where: str) -> None:
+    """Raises ModelError if the model has several inputs: data is samples for one."""
     if len(model.inputs) != 1:
         raise ModelError(
-            "edgepipe deploys models with one input",
+            "data feeds one input, but the model has not just one",
             where=where,
             got=", ".join(map(str, model.inputs)) or "no input",
             remedy="export the model with the others as constants",
@@ -126,7 +127,7 @@ def _load_datasets(
     spec = model.inputs[0]
     if job.data is not None:
         data = load_data(
-            job.data, spec=spec, classes=_class_count(model), preprocessing=job.preprocessing,
+            job.data, spec=spec, classes=class_count(model), preprocessing=job.preprocessing,
             limit=job.limit, seed=job.seed, emit=emit,
         )  # fmt: skip
         if not calibrates:
@@ -158,7 +159,7 @@ def _calibration_samples(job: Job, available: int) -> int:
     return job.calibration_samples
 
 
-def _class_count(model: Model) -> int | None:
+def class_count(model: Model) -> int | None:
     """Classes of a classifier, judged by its one output of rank 2; None for any other model."""
     shape = model.outputs[0].shape
     return shape[1] if len(model.outputs) == 1 and len(shape) == 2 else None

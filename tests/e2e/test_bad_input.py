@@ -252,6 +252,21 @@ MISTAKES = {
     "folder that is no bundle": Mistake(
         ("push", ".", "--host", "pi@10.0.0.5"), errors.BundleError, ("manifest.json",)
     ),
+    "evaluation with a label out of range": Mistake(
+        ("evaluate", "model.onnx", *DATA),
+        errors.LabelsOutOfRange,
+        ("label 4 at sample 9",),
+        samples(y=at(4, 9)),
+    ),
+    "evaluation of two inputs": Mistake(
+        ("evaluate", "model.onnx", *DATA),
+        errors.ModelError,
+        ("one input", "x float32", "z float32"),
+        graph_of(helper.make_node("Add", ["x", "z"], ["y"]), inputs="xz"),
+    ),
+    "password that nobody can type": Mistake(
+        ("probe", "--host", "pi@10.0.0.5", "--ask-password"), errors.UsageError, ("terminal",)
+    ),
     "evaluation of nothing": Mistake(("evaluate", "nothing", *DATA), errors.ModelNotFound, ("nothing",)),
     "run that is none": Mistake(("runs", "show", "2026"), errors.RunNotFound, ("runs",)),
     "project that is there": Mistake(

@@ -11,6 +11,7 @@ import pytest
 
 from edgepipe.bundle import read_bundle
 from edgepipe.device.agent import agent_digest
+from edgepipe.errors import TargetError
 from edgepipe.evaluate import wilson
 from edgepipe.measure import latency_of
 from edgepipe.store import Run
@@ -230,6 +231,38 @@ def test_push_bench_and_probe_a_real_server(bundle, user, board):
 
 def test_probe_the_embedded_device(user):
     assert user.ok("probe", "--emulate", "--json").json["cpu"]["cores"] >= 1
+
+
+def test_a_target_of_ones_own(equipped):
+    (equipped.folder / "mine.toml").write_text('extends = "x86"\ntitle = "my box"\nthreads = 2\n')
+    equipped.ok(*COMPRESS[:2], "--target", "mine.toml", "--data", "val.npz")
+    assert read_bundle(equipped.folder / "bundle").manifest.target == "mine"
+    told = equipped.run("bench", "bundle", "--emulate")
+    assert told.exit_code == TargetError.exit_code
+    run = equipped.ok("bench", "bundle", "--target", "mine.toml", "--emulate", *QUICK, "--json").json
+    assert run["target"] == "mine"
+
+
+def test_samples_without_labels_and_names_with_spaces(equipped):
+    with np.load(equipped.folder / "val.npz") as data:
+        np.save(equipped.folder / "my samples.npy", data["x"])
+    (equipped.folder / "model.onnx").rename(equipped.folder / "Mein Modell (1) – größer.onnx")
+    command = ("compress", "Mein Modell (1) – größer.onnx", "--target", "x86", "--data", "my samples.npy")
+    equipped.ok(*command, "-o", "my bundle")
+    judged = equipped.ok("evaluate", "my bundle", "--data", "my samples.npy", "--json").json
+    comparison = judged["artifacts"]["int8.tflite"]["comparison"]
+    assert comparison["accuracy"] is None
+    assert comparison["agreement"]["value"] > 0.95
+    assert equipped.ok("evaluate", "my bundle", "--data", "my samples.npy").stdout
+
+
+def test_a_reader_that_leaves_early(deployed):
+    process = deployed.start("runs", "show", "last", "--json")
+    process.stdout.close()
+    stderr = process.stderr.read().decode()
+    process.stderr.close()
+    process.wait(60)
+    assert "Traceback" not in stderr
 
 
 # --- changing the format alone ----------------------------------------------------------------------
