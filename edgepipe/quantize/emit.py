@@ -18,6 +18,9 @@ from edgepipe.quantize.grid import Grid, activation_grid, quantize, saturates
 from edgepipe.quantize.plan import Plan, activations
 from edgepipe.quantize.weights import QuantizedLinear
 
+FUSED_BOUNDS = ((0.0, np.inf), (0.0, 6.0), (-1.0, 1.0))
+"""What TFLite's kernels clip their own output to: RELU, RELU6, RELU_N1_TO_1."""
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -49,7 +52,7 @@ def write(
         own = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric)
         _write_operand(graph, node, index, placed[node.outputs[0]] if node in plan.keeping else own)
     for node in plan.clipped:
-        _drop_clipping(graph, node, placed)
+        _place_clipping(graph, node, placed)
     requantized = [
         (node, value, placed[node.outputs[0]])
         for node in plan.keeping
@@ -105,11 +108,19 @@ def _requantize_edge(graph: ir.Graph, node: ir.Node, value: ir.Value, grid: Grid
             node.replace_input_with(index, real)
 
 
-def _drop_clipping(graph: ir.Graph, node: ir.Node, grids: Grids) -> None:
-    """Removes an activation function that the grid's ends carry out exactly."""
+def _place_clipping(graph: ir.Graph, node: ir.Node, grids: Grids) -> None:
+    """Removes an activation function that the ends of its output's grid carry out exactly.
+
+    One that remains is fused by integer kernels if it is of a usual kind. Any other clips integers, so
+    its input goes onto its output's grid: clipping and rounding commute, so that the result is the same.
+    """
     source, result = node.inputs[0], node.outputs[0]
     low, high = clip_bounds(node)
-    if source is None or not saturates(grids[result], low, high):
+    if source is None:
+        return
+    if not saturates(grids[result], low, high):
+        if (low, high) not in FUSED_BOUNDS:
+            grids[source] = grids[result]
         return
     grids[source] = grids.pop(result)
     name = result.name

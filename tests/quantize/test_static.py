@@ -304,3 +304,20 @@ def test_an_opset_without_scales_by_channel_is_refused(build_model, make_context
     model = build_model("net (float[n,4] x) => (float[n,4] y) { y = Relu(x) }", opset=12)
     with pytest.raises(ModelError, match="opset 12"):
         QuantizeStatic().apply(model, make_context(normal(4, 4)))
+
+
+def test_an_unusual_clip_that_stays_works_on_integers(build_model, quantize, read_qdq, compute):
+    model = build_model(
+        """net (float[n,3,6,6] x) => (float[n,8,6,6] y) {
+            a = Conv(x, w1)
+            b = Clip(a, low, high)
+            c = Conv(x, w2)
+            y = Concat<axis=1>(b, c)
+        }""",
+        w1=normal(4, 3, 1, 1), w2=normal(4, 3, 1, 1), low=np.float32(-0.2), high=np.float32(0.3),
+    )  # fmt: skip
+    simple, result, samples = quantize(model)
+    qdq = read_qdq(result)
+    assert qdq.producers[qdq.node("Clip").input[0]].op_type == "DequantizeLinear"
+    assert qdq.grid("a") == qdq.grid("b") == qdq.grid("y")
+    assert np.abs(compute(simple, samples)[0] - compute(result, samples)[0]).max() <= 3 * qdq.grid("y")[0]
