@@ -18,7 +18,7 @@ _TAKES_ACTIVATION = frozenset(
 # Ops whose output may lie on the grid of their input: they make no new number but bounds.
 _KEEPS_GRID = frozenset(
     {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Split", "Pad", "Gather",
-     "ReduceMax", "ReduceMin"}
+     "ReduceMax", "ReduceMin", "Resize"}
 )  # fmt: skip
 
 
