@@ -67,7 +67,8 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
         level = "" if self.sqnr_db is None else f" ({self.sqnr_db:.0f} dB)"
         close = "bit for bit" if self.sqnr_db is None else f"within {self.max_abs_error:.1e}{level}"
         plural = "" if self.samples == 1 else "s"
-        return f"equal to {self.reference} {close} on {self.samples} {self.sample_source} sample{plural}"
+        note = f"; {self.note}" if self.note else ""
+        return f"equal to {self.reference} {close} on {self.samples} {self.sample_source} sample{plural}{note}"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
