@@ -58,6 +58,8 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
     quantized = is_quantized(model)
     if quantized:
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
+        if activation != "int8-symmetric":  # TensorRT fuses the function with the op before it
+            qdq.quantize_before_clipping(proto)
     grids = qdq.strip_boundary(proto) if quantized and ports == "integer" else {}
     version = opset.lower(proto)
     del proto.graph.value_info[:]  # the runtime infers shapes itself

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 _WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+_LINEAR = _WEIGHT_INPUT.keys() | {"Add", "Mul"}
 
 
 class PortGrid(msgspec.Struct, frozen=True):
@@ -139,6 +140,50 @@ class _Shifted:
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
+
+
+def quantize_before_clipping(proto: onnx.ModelProto) -> None:
+    """Puts Q and DQ between a linear op and the Relu or Clip after it, where only the latter has them.
+
+    ONNX Runtime fuses an op into an integer kernel only where Q follows it directly; what the function
+    clips to is then clipped on the grid of its output. Rounding is monotonic, so the integers that come
+    out are the same.
+    """
+    import onnx
+
+    links = _Links(proto.graph)
+    placed: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        quantizer = _quantizer_behind_clipping(node, links)
+        if quantizer is not None:
+            name, parameters = node.input[0], list(quantizer.input[1:])
+            integers, real = f"{name}.{node.op_type}.quantized", f"{name}.{node.op_type}.dequantized"
+            first = onnx.helper.make_node("QuantizeLinear", [name, *parameters], [integers])
+            first.attribute.extend(quantizer.attribute)
+            placed += [first, onnx.helper.make_node("DequantizeLinear", [integers, *parameters], [real])]
+            node.input[0] = real
+        placed.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in placed]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+
+
+def _quantizer_behind_clipping(node: onnx.NodeProto, links: _Links) -> onnx.NodeProto | None:
+    """The Q that alone takes a Relu or Clip which alone takes a quantized linear op; None elsewhere."""
+    if node.op_type not in ("Relu", "Clip"):
+        return None
+    producer = links.producer.get(node.input[0])
+    if producer is None or producer.op_type not in _LINEAR or not _takes_dequantized(producer, links):
+        return None
+    if len(links.consumers[node.input[0]]) != 1 or {node.input[0], node.output[0]} & links.outputs:
+        return None
+    takers = links.consumers.get(node.output[0], [])
+    return takers[0][0] if len(takers) == 1 and takers[0][0].op_type == "QuantizeLinear" else None
+
+
+def _takes_dequantized(node: onnx.NodeProto, links: _Links) -> bool:
+    producers = [links.producer.get(name) for name in node.input if name]
+    return all(each is not None and each.op_type == "DequantizeLinear" for each in producers)
 
 
 def strip_boundary(proto: onnx.ModelProto) -> dict[str, PortGrid]:

@@ -88,6 +88,31 @@ def test_uint8_and_int8_compute_the_same_to_a_step(quantized, samples):
     assert np.abs(unsigned - signed).max() <= 1.01 / 256
 
 
+def test_a_relu_that_the_grid_does_not_carry_out_keeps_no_convolution_in_float(
+    build_model, make_context, optimized, samples
+):
+    model = build_model(
+        """net (float[n,3,8,8] x) => (float[n,8,8,8] y) {
+            a = Conv(x, w1, b)
+            r = Relu(a)
+            c = Conv(x, w2, b)
+            y = Concat<axis=1>(r, c)
+        }""",
+        w1=normal(4, 3, 1, 1), w2=normal(4, 3, 1, 1), b=normal(4),
+    )  # fmt: skip
+    quantized = QuantizeStatic().apply(model, make_context(samples))
+    plain, fused = (ort.emit(quantized, activation=each) for each in ("int8-symmetric", "uint8"))
+    assert plain.op_counts["QuantizeLinear"] == fused.op_counts["QuantizeLinear"] - 1
+    assert optimized(fused.payload).count("QLinearConv") == 2
+    np.testing.assert_allclose(
+        outputs(fused, samples), outputs(plain, samples), atol=1.01 * step_of(quantized)
+    )
+
+
+def step_of(model):
+    return ort.emit(model, activation="int8", ports="integer").outputs[0].scale
+
+
 @pytest.mark.parametrize("activation", ["uint8", "int8"])
 def test_integer_ports_compute_what_float_ports_do(quantized, samples, activation):
     real, integer = (
