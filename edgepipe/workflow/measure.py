@@ -6,7 +6,13 @@ from device_agent import protocol
 from edgepipe.bundle import Bundle
 from edgepipe.device.push import push
 from edgepipe.device.runtimes import Task, pick_runtime
-from edgepipe.errors import AgentFailed, DeviceRuntimeMissing, DeviceRuntimeTooOld, VerificationFailed
+from edgepipe.errors import (
+    AgentFailed,
+    DeviceError,
+    DeviceRuntimeMissing,
+    DeviceRuntimeTooOld,
+    VerificationFailed,
+)
 from edgepipe.events import Emit, Stage, Warned, stage
 from edgepipe.job import Effort
 from edgepipe.measure import Verification, from_protocol, latency_of, verification_from_protocol
@@ -19,6 +25,10 @@ TOLERANCE_STEPS = 16.0
 """Of 256. Kernels of another version or CPU round half-way cases the other way, and such steps add up over
 the layers: LiteRT 2.3 and tflite-runtime 2.14 differ by up to 7 steps on the outputs of MobileNetV1, right
 both. A wrong kernel is off by far more."""
+
+
+REFUSALS = (DeviceRuntimeMissing, DeviceRuntimeTooOld, AgentFailed)
+"""What keeps one artifact from running, and need not keep others."""
 
 
 def check_device(target: Target, device: Device, emit: Emit) -> None:
@@ -59,25 +69,23 @@ def measure_bundle(
     Raises:
         DeviceRuntimeMissing: The device can run none of the artifacts.
         DeviceRuntimeTooOld: Likewise, as its runtimes are too old.
+        AgentFailed: Likewise, as its runtime fails on all of them.
         DeviceError: The connection was lost, or the device is full.
     """
     runtimes: dict[str, Runtime] = {}
-    skipped: dict[str, str] = {}
-    refusals: list[DeviceRuntimeMissing | DeviceRuntimeTooOld] = []
+    refusals: dict[str, DeviceError] = {}
     for artifact in bundle.manifest.artifacts:
         try:
             runtimes[artifact.name] = pick_runtime(artifact, target, device.facts, device.description)
-        except (DeviceRuntimeMissing, DeviceRuntimeTooOld) as error:
-            skipped[artifact.name] = f"{error.what}: {error.got}"
-            refusals.append(error)
-            emit(Warned(f"{error.what} ({error.got})", error.remedy))
-    if not runtimes:
-        raise refusals[0]
+        except REFUSALS as error:
+            refusals[artifact.name] = error
+            emit(Warned(_reason(error), error.remedy))
+    _raise_if_all_refused(bundle, refusals)
     folder = push(device.transport, bundle, artifacts=tuple(runtimes), emit=emit)
     results = []
     for artifact in bundle.manifest.artifacts:
-        if artifact.name in skipped:
-            results.append(ArtifactResult(artifact=artifact, skipped=skipped[artifact.name]))
+        if artifact.name in refusals:
+            results.append(ArtifactResult(artifact=artifact, skipped=_reason(refusals[artifact.name])))
             continue
         task = Task(
             folder=folder,
@@ -86,8 +94,23 @@ def measure_bundle(
             threads=effort.threads or min(target.threads, device.facts.cpu.cores),
             providers=target.execution_providers,
         )
-        results.append(_measure(task, target, device, effort, bundle.manifest.seed, emit))
+        try:
+            results.append(_measure(task, target, device, effort, bundle.manifest.seed, emit))
+        except REFUSALS as error:
+            refusals[artifact.name] = error
+            emit(Warned(_reason(error), error.remedy))
+            results.append(ArtifactResult(artifact=artifact, skipped=_reason(error)))
+    _raise_if_all_refused(bundle, refusals)
     return tuple(results)
+
+
+def _raise_if_all_refused(bundle: Bundle, refusals: dict[str, DeviceError]) -> None:
+    if len(refusals) == len(bundle.manifest.artifacts):
+        raise next(iter(refusals.values()))
+
+
+def _reason(error: DeviceError) -> str:
+    return f"{error.what} ({error.got})" if error.got else error.what
 
 
 def raise_if_nothing_ran(run: Run) -> None:
@@ -95,7 +118,6 @@ def raise_if_nothing_ran(run: Run) -> None:
 
     Raises:
         VerificationFailed: An artifact computes something else there than here.
-        DeviceRuntimeMissing: No artifact found a runtime there.
         AgentFailed: No artifact could be measured.
     """
     wrong = [each.artifact.name for each in run.results if each.verification and not each.verification.ok]
@@ -104,14 +126,17 @@ def raise_if_nothing_ran(run: Run) -> None:
             f"the device computes something else than the host: {', '.join(wrong)}",
             where=run.host,
             got=next(each.skipped for each in run.results if each.artifact.name in wrong),
-            remedy=f"see the run {run.id}; try another version of the runtime, or the other format",
+            remedy="try another version of the runtime there, or the other format; "
+            f"what differs: edgepipe runs show {run.id}",
         )
     if any(each.measurement and each.measurement.outcome == "ok" for each in run.results):
         return
     reasons = [each.skipped or (each.measurement.message if each.measurement else "") for each in run.results]
-    kind = AgentFailed if any(each.measurement for each in run.results) else DeviceRuntimeMissing
-    raise kind(
-        "nothing could be measured on the device", where=run.host, got="; ".join(filter(None, reasons))
+    raise AgentFailed(
+        "nothing could be measured on the device",
+        where=run.host,
+        got="; ".join(filter(None, reasons)),
+        remedy=f"see what each artifact ended with: edgepipe runs show {run.id}",
     )
 
 

@@ -212,6 +212,26 @@ def test_one_runtime_too_old_leaves_the_other_measured(user, bundle):
     assert all("too old" in each.skipped for each in results if not each.measurement)
 
 
+def test_a_runtime_that_fails_on_one_artifact_leaves_the_others_measured(user, bundle):
+    (bundle / "int8.tflite").write_bytes(b"no flatbuffer")
+    grow(bundle, "int8.tflite", 0)
+    outcome = user.ok("bench", "bundle", "--emulate", "--duration", "0.1", "--min-runs", "64", "--json")
+    assert outcome.stderr.count("warning: ") == 1
+    results = {each.artifact.name: each for each in msgspec.convert(outcome.json, Run).results}
+    assert "int8.tflite" not in {name for name, each in results.items() if each.measurement}
+    assert results["int8.tflite"].skipped
+    assert results["float32.tflite"].measurement.outcome == "ok"
+
+
+def test_a_runtime_that_fails_on_every_artifact(user, bundle, told):
+    for name in ("float32.onnx", "float32.tflite", "int8.onnx", "int8.tflite"):
+        (bundle / name).write_bytes(b"no model")
+        grow(bundle, name, 0)
+    before = user.listing()
+    told(user.run("bench", "bundle", "--emulate", "--duration", "0.1"), errors.AgentFailed)
+    assert user.listing() == before
+
+
 def test_a_device_that_computes_something_else(user, bundle, told):
     """The golden outputs of int8.tflite are changed, so that a sound device differs from them."""
 
