@@ -14,6 +14,7 @@ SAME_GRID = frozenset(
 # Inputs that are weights (with the axis of their output channels), by op.
 WEIGHT_AXES = {
     "Conv": lambda node: 0,
+    "ConvTranspose": lambda node: 1,
     "Gemm": lambda node: 0 if attribute(node, "transB") else 1,
     "MatMul": lambda node: 1,
 }

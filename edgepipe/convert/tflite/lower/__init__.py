@@ -7,7 +7,17 @@ from edgepipe.convert.emission import PortType
 from edgepipe.convert.tflite.builder import Builder, View
 from edgepipe.convert.tflite.graph import Graph, Value
 from edgepipe.convert.tflite.layout import Layout, input_layouts, plain
-from edgepipe.convert.tflite.lower import activation, conv, dense, elementwise, pool, reduce, resize, shape
+from edgepipe.convert.tflite.lower import (
+    activation,
+    conv,
+    dense,
+    elementwise,
+    pool,
+    reduce,
+    resize,
+    shape,
+    transpose_conv,
+)
 from edgepipe.convert.tflite.lower.site import Rule, Site, computes_on_integers, refusal
 from edgepipe.convert.tflite.program import Program, Tensor
 from edgepipe.errors import ModelError
@@ -21,6 +31,7 @@ RULES: dict[str, Rule] = {
     **reduce.RULES,
     **resize.RULES,
     **shape.RULES,
+    **transpose_conv.RULES,
 }
 
 
