@@ -202,6 +202,10 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
         if failed.kind == "runtime-too-old" and task is not None:
             return runtime_too_old(task.artifact, task.runtime, self._where(), failed.message)
         kind = _ERRORS.get(failed.kind, AgentFailed)
+        if failed.kind == "python-error" and task is not None:
+            # Its message is the runtime's own; where in the runtime's code it arose helps nobody here.
+            what = f"{task.runtime.name} on the device fails on {task.artifact.name}"
+            return kind(what, where=self._where(), got=failed.message, remedy=_REMEDIES[failed.kind])
         detail = last_lines(failed.detail.encode())
         return kind(failed.message, where=self._where(), got=detail, remedy=_REMEDIES[failed.kind])
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgepipe import sources
 from edgepipe.bundle import MANIFEST, Artifact, Bundle, Port, read_bundle
 from edgepipe.data import Dataset, load_data
-from edgepipe.errors import UsageError
+from edgepipe.errors import BundleError, UsageError
 from edgepipe.evaluate import Estimate, Evaluation, evaluate, wilson
 from edgepipe.events import Emit, silent
 from edgepipe.job import DataSpec
@@ -140,7 +141,16 @@ def _float_reference(bundle: Bundle | None) -> Model:
     """The bundle's own float ONNX artifact."""
     for artifact in bundle.manifest.artifacts if bundle else ():
         if bundle and artifact.name == "float32.onnx":
-            return onnx_model(onnx.load_from_string(bundle.read(artifact.name)), bundle.manifest.model_name)
+            try:
+                proto = onnx.load_from_string(bundle.read(artifact.name))
+            except DecodeError as error:
+                raise BundleError(
+                    "the bundle's float model is corrupt",
+                    where=str(bundle.folder / artifact.name),
+                    got=str(error),
+                    remedy="make the bundle again",
+                ) from error
+            return onnx_model(proto, bundle.manifest.model_name)
     raise UsageError(
         "the bundle holds no float ONNX artifact to compare with",
         where=str(bundle.folder) if bundle else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from device_agent import protocol
 from edgepipe.bundle import Bundle
 from edgepipe.device.push import push
-from edgepipe.device.runtimes import Task, pick_runtime
+from edgepipe.device.runtimes import Task, installed_runtimes, pick_runtime
 from edgepipe.errors import (
     AgentFailed,
     DeviceError,
@@ -35,7 +35,7 @@ def check_device(target: Target, device: Device, emit: Emit) -> None:
     """Sees, before minutes of work, whether the device can run anything made for the target.
 
     Raises:
-        DeviceRuntimeMissing: It has none of the target's runtimes.
+        DeviceRuntimeMissing: It has no runtime that runs any of the target's formats.
     """
     architecture = device.facts.cpu.architecture
     if device.kind == "board" and architecture != target.architecture:
@@ -45,15 +45,13 @@ def check_device(target: Target, device: Device, emit: Emit) -> None:
                 "see `edgepipe targets list`",
             )
         )
-    installed = {runtime.name for runtime in device.facts.runtimes}
-    if not installed.intersection(runtime.name for runtime in target.runtimes):
-        commands = " or ".join(
-            f"python3 -m pip install '{each.package}=={each.version}'" for each in target.runtimes
-        )
+    if not installed_runtimes(target, device.facts):
+        commands = " or ".join(runtime.install_command for runtime in target.runtimes)
         raise DeviceRuntimeMissing(
             "the device has no inference runtime",
             where=device.description,
-            got=f"Python {device.facts.python.version} at {device.facts.python.executable}, without any",
+            got=f"Python {device.facts.python.version} at {device.facts.python.executable}, without any for "
+            + " or ".join(target.formats),
             remedy=f"install one there: {commands}",
         )
 

@@ -228,7 +228,12 @@ def test_a_runtime_that_fails_on_every_artifact(user, bundle, told):
         (bundle / name).write_bytes(b"no model")
         grow(bundle, name, 0)
     before = user.listing()
-    told(user.run("bench", "bundle", "--emulate", "--duration", "0.1"), errors.AgentFailed)
+    told(
+        user.run("bench", "bundle", "--emulate", "--duration", "0.1"),
+        errors.AgentFailed,
+        "fails on float32.onnx",
+        "Protobuf parsing failed",
+    )
     assert user.listing() == before
 
 
