@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edgepipe.convert.tflite import emit
+from edgepipe.errors import UnsupportedOp
 
 RNG = np.random.default_rng(4)
 WEIGHT = RNG.normal(size=(4, 3, 1, 1)).astype(np.float32)
@@ -133,3 +134,10 @@ def test_the_callers_model_is_left_alone(tools):
     before = bytes(model.payload)
     emit(model)
     assert model.payload == before
+
+
+def test_a_normalization_with_computed_statistics_is_refused(tools):
+    inputs = {"x": [1, 4, 3, 3], **{name: [4] for name in NORM}}
+    with pytest.raises(UnsupportedOp) as caught:
+        emit(tools.model([("BatchNormalization", ["x", *NORM], ["y"], {})], inputs))
+    assert caught.value.got == "BatchNormalization"
