@@ -52,7 +52,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pick_runtime(artifact: Artifact, target: Target, facts: Facts, where: str) -> Runtime:
-    """The first of the target's runtimes that the device has and that is new enough for the artifact.
+    """The first runtime that the device has and that is new enough for the artifact.
+
+    The target's runtimes come first, then any other of the same format that is installed: LiteRT runs
+    what was made for tflite-runtime.
 
     Args:
         artifact: What shall run.
@@ -66,7 +69,7 @@ def pick_runtime(artifact: Artifact, target: Target, facts: Facts, where: str) -
     """
     able = tuple(runtime for runtime in target.runtimes if runtime.format == artifact.format)
     found = {runtime.name: runtime for runtime in facts.runtimes if runtime.imports is not False}
-    here = [runtime for runtime in able if runtime.name in found]
+    here = [runtime for runtime in installed_runtimes(target, facts) if runtime.format == artifact.format]
     for runtime in here:
         if not is_older(found[runtime.name].version, artifact.needs.get(runtime.name, "")):
             return runtime
@@ -74,6 +77,18 @@ def pick_runtime(artifact: Artifact, target: Target, facts: Facts, where: str) -
         old = found[here[0].name]
         raise runtime_too_old(artifact, here[0], where, f"{old.package} {old.version}")
     raise runtime_missing(artifact, able, where, _inventory(facts))
+
+
+def installed_runtimes(target: Target, facts: Facts) -> tuple[Runtime, ...]:
+    """What the device can run the target's artifacts with: the target's own runtimes first."""
+    found = {runtime.name: runtime for runtime in facts.runtimes if runtime.imports is not False}
+    own = tuple(runtime for runtime in target.runtimes if runtime.name in found)
+    others = tuple(
+        msgspec.convert({"name": name, "package": one.package, "version": one.version}, Runtime)
+        for name, one in found.items()
+        if name not in {runtime.name for runtime in own}
+    )
+    return own + tuple(runtime for runtime in others if runtime.format in target.formats)
 
 
 def _inventory(facts: Facts) -> str:
@@ -119,7 +134,7 @@ def runtime_missing(
     artifact: Artifact, able: Sequence[Runtime], where: str, got: str
 ) -> DeviceRuntimeMissing:
     """The error for a device without a runtime for the artifact, with the command that installs one."""
-    commands = " or ".join(f"python3 -m pip install '{one.package}=={one.version}'" for one in able)
+    commands = " or ".join(one.install_command for one in able)
     return DeviceRuntimeMissing(
         f"the device has no runtime for {artifact.name}",
         where=where,

@@ -437,6 +437,14 @@ def test_the_first_runtime_that_is_there_is_taken(bundle, facts_with):
     assert pick_runtime(artifact, TARGET, one, "board") is TFLITE_RUNTIME
 
 
+def test_litert_runs_what_was_made_for_tflite_runtime(bundle, facts_with):
+    target = msgspec.structs.replace(TARGET, runtimes=(TFLITE_RUNTIME,))
+    runtime = pick_runtime(
+        bundle.artifact("int8.tflite"), target, facts_with(found("litert", "2.3.0")), "board"
+    )
+    assert (runtime.name, runtime.version) == ("litert", "2.3.0")
+
+
 def test_a_runtime_too_old_is_told_before_anything_is_sent(bundle, facts_with):
     with pytest.raises(DeviceRuntimeTooOld) as error:
         pick_runtime(
