@@ -74,12 +74,11 @@ def _fold_normalizations(graph: Graph) -> Graph:
     replaced: dict[str, Node] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        if node.op != "BatchNormalization":
+        statistics = [values[name] for name in node.inputs[1:5]] if node.op == "BatchNormalization" else []
+        if not statistics or any(value.data is None for value in statistics):
             nodes.append(node)
             continue
-        scale, bias, mean, variance = (
-            np.asarray(values[name].real(), np.float64) for name in node.inputs[1:5]
-        )
+        scale, bias, mean, variance = (np.asarray(value.real(), np.float64) for value in statistics)
         factor = scale / np.sqrt(variance + node.settings.get("epsilon", 1e-5))
         shift = bias - mean * factor
         maker = makers.get(node.inputs[0])
