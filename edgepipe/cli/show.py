@@ -99,8 +99,14 @@ class ProgressView:
             case StageEnded(stage, detail):
                 self._finish(stage, detail)
             case Warned(text, remedy):
-                advice = f" [dim]({remedy})[/dim]" if remedy else ""
-                self._console.print(f"[yellow]warning:[/yellow] {text}{advice}", soft_wrap=True)
+                self._warn(text, remedy)
+
+    def _warn(self, text: str, remedy: str) -> None:
+        from rich.markup import escape
+
+        advice = f" [dim]({escape(remedy)})[/dim]" if remedy else ""
+        line = f"[yellow]warning:[/yellow] {escape(text)}{advice}"
+        self._console.print(line, soft_wrap=True, highlight=False)
 
     def _finish(self, stage: str, detail: str) -> None:
         from rich.markup import escape
