@@ -221,7 +221,7 @@ def test_no_file_names_a_path_of_one_machine():
 
 
 def test_constraints_pin_every_requirement():
-    """`make` installs from .ci/constraints.txt alone, so each requirement stands there, at one plain version."""
+    """`make` installs from the constraints alone, so each requirement stands there, at one plain version."""
     pins = dict(
         line.strip().split("==")
         for line in (ROOT / ".ci" / "constraints.txt").read_text().splitlines()

@@ -161,7 +161,18 @@ def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 
 def is_quantized(model: Model) -> bool:
     """True for an ONNX model that quantizes activations already (QDQ, or ops on integers)."""
-    quantizing = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"}
-    graph = model.to_onnx().graph
+    return quantizes_activations(model.to_onnx().graph)
+
+
+def quantizes_activations(graph: onnx.GraphProto) -> bool:
+    """Whether a graph computes on integers; weights alone that are stored so do not count."""
+    kinds = {
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
     constants = {tensor.name for tensor in graph.initializer}
-    return any(node.op_type in quantizing and node.input[0] not in constants for node in graph.node)
+    return any(node.op_type in kinds and node.input[0] not in constants for node in graph.node)

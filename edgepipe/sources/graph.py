@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
+from edgepipe.graph.edit import quantizes_activations
 from edgepipe.model import Model, onnx_model
 from edgepipe.runtime import open_session
 from edgepipe.sources.canonical import canonicalize
@@ -140,12 +141,6 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
 
 
-def is_quantized(proto: onnx.ModelProto) -> bool:
-    """Whether the graph holds quantized values: Q and DQ nodes, or ops on integers."""
-    kinds = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
-    return any(node.op_type in kinds for node in proto.graph.node)
-
-
 def upgrade(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     """Gives `proto` itself where its opset is new enough, else an upgraded copy.
 
@@ -155,7 +150,7 @@ def upgrade(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     from onnx import version_converter
 
     opset = opset_of(proto)
-    if opset >= (QDQ_OPSET if is_quantized(proto) else OPSET):
+    if opset >= (QDQ_OPSET if quantizes_activations(proto.graph) else OPSET):
         return proto
     try:
         return version_converter.convert_version(proto, OPSET)

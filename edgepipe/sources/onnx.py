@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from edgepipe.errors import ModelUnreadable
 from edgepipe.events import stage
+from edgepipe.graph.edit import quantizes_activations
 from edgepipe.model import Model
 from edgepipe.sources.fidelity import Trial, run_onnx
-from edgepipe.sources.graph import OPSET, check_valid, first_line, freeze, is_quantized, opset_of
+from edgepipe.sources.graph import OPSET, check_valid, first_line, freeze, opset_of
 from edgepipe.sources.source import Fidelity, Request, Source
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def load_onnx(request: Request) -> Source:
         fidelity = None
         if opset_of(model.to_onnx()) != opset:
             fidelity = _compare_upgrade(proto, model, request)
-        running.detail = "QDQ model, taken as it is" if is_quantized(proto) else f"opset {opset}"
+        running.detail = (
+            "QDQ model, taken as it is" if quantizes_activations(proto.graph) else f"opset {opset}"
+        )
         if fidelity is not None:
             running.detail += f", upgraded to {OPSET}; {fidelity}"
     return Source(model=model, origin=request.origin, kind="onnx", fidelity=fidelity)

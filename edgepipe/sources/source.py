@@ -68,7 +68,8 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True):
         close = "bit for bit" if self.sqnr_db is None else f"within {self.max_abs_error:.1e}{level}"
         plural = "" if self.samples == 1 else "s"
         note = f"; {self.note}" if self.note else ""
-        return f"equal to {self.reference} {close} on {self.samples} {self.sample_source} sample{plural}{note}"
+        samples = f"{self.samples} {self.sample_source} sample{plural}"
+        return f"equal to {self.reference} {close} on {samples}{note}"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
