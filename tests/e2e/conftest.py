@@ -35,8 +35,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def json(self):
-        """Everything on stdout, which must be one JSON document."""
-        return json.loads(self.stdout)
+        """Everything on stdout, which must be one JSON document: without NaN and Infinity, which are none."""
+        return json.loads(self.stdout, parse_constant=_refuse)
+
+
+def _refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
 
 
 class User:

@@ -19,6 +19,16 @@ from edgepipe.store import Run
 QUICK = ("--duration", "0.2", "--min-runs", "64")
 ARTIFACTS = ["float32.onnx", "float32.tflite", "int8.onnx", "int8.tflite"]
 COMPRESS = ("compress", "model.onnx", "--target", "x86", "--data", "val.npz")
+LITERT_ALONE = """
+extends = "x86"
+title = "my box"
+threads = 2
+
+[[runtimes]]
+name = "litert"
+package = "ai-edge-litert"
+version = "2.3.0"
+"""
 
 
 def run_of(user):
@@ -112,7 +122,10 @@ def test_nothing_but_results_in_the_folder(deployed):
 
 
 def test_random_calibration_is_branded_wherever_it_shows(equipped):
-    shown = equipped.ok("deploy", "model.onnx", "--target", "x86", "--emulate", "--calibrate-random", *QUICK)
+    (equipped.folder / "mine.toml").write_text(LITERT_ALONE)
+    shown = equipped.ok(
+        "deploy", "model.onnx", "--target", "mine.toml", "--emulate", "--calibrate-random", *QUICK
+    )
     assert "warning: calibrated on random numbers" in shown.stderr
     folder, run = run_of(equipped)
     assert run.calibration.random
@@ -121,8 +134,10 @@ def test_random_calibration_is_branded_wherever_it_shows(equipped):
     assert "unfit for accuracy claims" in shown.stdout
     assert "unfit for accuracy claims" in equipped.ok("runs", "show").stdout
     assert "unfit for accuracy claims" in (folder / "report.html").read_text()
-    judged = equipped.ok("evaluate", folder / "bundle", "--data", "val.npz", "--json").json
-    assert judged["artifacts"]["int8.onnx"]["unfit"] == ["calibrated on random data"]
+    judged = equipped.ok(
+        "evaluate", folder / "bundle", "--data", "val.npz", "--against", "model.onnx", "--json"
+    ).json
+    assert judged["artifacts"]["int8.tflite"]["unfit"] == ["calibrated on random data"]
 
 
 # --- looking at runs --------------------------------------------------------------------------------
@@ -234,13 +249,18 @@ def test_probe_the_embedded_device(user):
 
 
 def test_a_target_of_ones_own(equipped):
-    (equipped.folder / "mine.toml").write_text('extends = "x86"\ntitle = "my box"\nthreads = 2\n')
+    (equipped.folder / "mine.toml").write_text(LITERT_ALONE)
     equipped.ok(*COMPRESS[:2], "--target", "mine.toml", "--data", "val.npz")
     assert read_bundle(equipped.folder / "bundle").manifest.target == "mine"
     told = equipped.run("bench", "bundle", "--emulate")
     assert told.exit_code == TargetError.exit_code
     run = equipped.ok("bench", "bundle", "--target", "mine.toml", "--emulate", *QUICK, "--json").json
     assert run["target"] == "mine"
+    assert [each["artifact"]["name"] for each in run["results"]] == ["float32.tflite", "int8.tflite"]
+    assert {each["measurement"]["threads"] for each in run["results"]} <= {
+        1,
+        2,
+    }  # no more than there are cores
 
 
 def test_samples_without_labels_and_names_with_spaces(equipped):
