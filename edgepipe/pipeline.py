@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -33,6 +34,8 @@ from edgepipe.runtime import open_session
 
 COMPARED_SAMPLES = 32
 """Calibration samples that the SQNR of a step is measured on."""
+CACHED_RESULTS = 32
+"""Results that a cache keeps, the newest ones."""
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 """Packages whose version can change what a pass gives."""
 
@@ -135,7 +138,7 @@ def cache_key(each: Pass, model: Model, context: Context) -> str:
     """Digest of all that the result of a pass depends on.
 
     That is: the model, the pass and its settings, the calibration samples, the seed, what the target
-    asks for, and the versions of edgepipe and of the packages that compute.
+    asks for, the code of edgepipe, and the versions of the packages that compute.
     """
     parts = {
         "model": model.digest,
@@ -144,9 +147,17 @@ def cache_key(each: Pass, model: Model, context: Context) -> str:
         "calibration": context.calibration.digest if each.needs_calibration and context.calibration else None,
         "seed": context.seed,
         "activation": context.target.activation,
-        "versions": {"edgepipe": edgepipe.__version__, **_versions()},
+        "code": _code_digest(),
+        "versions": _versions(),
     }
     return digest_bytes(json.dumps(parts, sort_keys=True).encode())
+
+
+@functools.cache
+def _code_digest() -> str:
+    """sha256 over edgepipe's sources: between two releases its version says nothing."""
+    sources = sorted(Path(edgepipe.__file__).parent.rglob("*.py"))
+    return digest_bytes(b"".join(path.read_bytes() for path in sources))
 
 
 def _versions() -> dict[str, str]:
@@ -183,11 +194,26 @@ def _write_cache(place: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(digest_bytes(content).encode() + b"\n" + content)
         Path(temporary).replace(place)
+        _forget_oldest(place.parent)
     except BaseException as error:  # Ctrl-C too must not leave the unfinished file
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _not_written(place, error) from error
         raise
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Keeps the cache from growing without end; another process may be doing the same."""
+    oldest_first = sorted(folder.glob("*.onnx"), key=_written_ns)
+    for path in oldest_first[:-CACHED_RESULTS]:
+        path.unlink(missing_ok=True)
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _not_written(place: Path, error: OSError) -> EdgepipeError:

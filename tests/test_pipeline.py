@@ -130,6 +130,17 @@ def test_a_damaged_cache_file_is_made_anew(net, samples, make_context, tmp_path,
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_the_cache_keeps_the_newest_results(net, samples, make_context, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "CACHED_RESULTS", 2)
+    recipe = load_recipe("float32")
+    for seed in range(4):
+        pipeline.run(recipe, net, make_context(samples, seed=seed), cache=tmp_path)
+    assert len(list(tmp_path.glob("*.onnx"))) == 2
+    _, (newest,) = pipeline.run(recipe, net, make_context(samples, seed=3), cache=tmp_path)
+    _, (oldest,) = pipeline.run(recipe, net, make_context(samples, seed=0), cache=tmp_path)
+    assert (newest.cached, oldest.cached) == (True, False)
+
+
 def test_an_interrupted_write_leaves_nothing_in_the_cache(
     net, samples, make_context, tmp_path, monkeypatch, interruption
 ):
