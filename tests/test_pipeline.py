@@ -129,7 +129,6 @@ def test_a_damaged_cache_file_is_made_anew(net, samples, make_context, tmp_path,
     assert not any(step.cached for step in steps)
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_the_cache_keeps_the_newest_results(net, samples, make_context, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "CACHED_RESULTS", 2)
     recipe = load_recipe("float32")
@@ -141,6 +140,7 @@ def test_the_cache_keeps_the_newest_results(net, samples, make_context, tmp_path
     assert (newest.cached, oldest.cached) == (True, False)
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_write_leaves_nothing_in_the_cache(
     net, samples, make_context, tmp_path, monkeypatch, interruption
 ):
