@@ -15,7 +15,7 @@ from edgepipe.job import Effort, Job, Place
 if TYPE_CHECKING:
     from edgepipe.store import Run
 
-EPOCHS = 20
+EPOCHS = 15
 TRAINING_SAMPLES = 1200
 BATCH = 64
 SEED = 0

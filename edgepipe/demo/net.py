@@ -9,7 +9,7 @@ from torch import nn
 class DigitsNet(nn.Module):
     """Convolution, one depthwise separable residual block, pooling, and a linear classifier."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU6()

@@ -115,13 +115,20 @@ def model_outputs(model: Model, data: Dataset, emit: Emit = silent) -> Outputs:
     """What an ONNX model computes for every sample: one float32 array [n, ...] for each output."""
     session = open_session(model.payload, "onnx", threads=os.cpu_count() or 1)
     return infer(
-        session, _ports(model.inputs), _ports(model.outputs), data.x, emit=emit, title=f"run {model.name}"
+        session,
+        _ports(model.inputs),
+        _ports(model.outputs),
+        data.x,
+        emit=emit,
+        title=f"evaluate {model.name}",
     )
 
 
 def _artifact_outputs(bundle: Bundle, artifact: Artifact, data: Dataset, emit: Emit) -> Outputs:
     session = open_session(bundle.read(artifact.name), artifact.format, threads=os.cpu_count() or 1)
-    return infer(session, artifact.inputs, artifact.outputs, data.x, emit=emit, title=f"run {artifact.name}")
+    return infer(
+        session, artifact.inputs, artifact.outputs, data.x, emit=emit, title=f"evaluate {artifact.name}"
+    )
 
 
 def _ports(specs: tuple[TensorSpec, ...]) -> tuple[Port, ...]:

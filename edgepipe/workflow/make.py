@@ -76,10 +76,13 @@ def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path |
             work=Path(work),
             emit=emit,
         )
+        # Somewhere in any case: the float reference shares its first passes with the recipe.
+        cache = cache or Path(work) / "cache"
         model, steps = pipeline.run(prepared.recipe, source, context, cache=cache)
         reference = source
         if not is_quantized(source):
-            reference, _ = pipeline.run(load_recipe("float32"), source, context, cache=cache)
+            unheard = msgspec.structs.replace(context, emit=silent)
+            reference, _ = pipeline.run(load_recipe("float32"), source, unheard, cache=cache)
     check_ops(model, target)
     with stage(emit, "write artifacts") as writing:
         emissions = list(_emit(prepared, reference, model))

@@ -349,5 +349,5 @@ def _refusal(proto: onnx.NodeProto, why: str) -> UnsupportedOp:
         f"TFLite cannot express this {proto.op_type}: {why}",
         where=f"node {proto.name or proto.output[0]}",
         got=proto.op_type,
-        remedy="change this part of the model, or deploy the ONNX artifact alone",
+        remedy="change this part of the model, or take a target whose runtimes are ONNX Runtime alone",
     )

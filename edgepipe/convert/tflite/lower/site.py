@@ -185,7 +185,8 @@ def refusal(node: Node, why: str, remedy: str = "") -> UnsupportedOp:
         f"TFLite cannot express this {node.op}: {why}",
         where=f"node {node.name}",
         got=node.op,
-        remedy=remedy or "change this part of the model, or deploy the ONNX artifact alone",
+        remedy=remedy
+        or "change this part of the model, or take a target whose runtimes are ONNX Runtime alone",
     )
 
 
