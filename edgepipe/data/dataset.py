@@ -149,5 +149,4 @@ def split(dataset: Dataset, calibration_samples: int | None, seed: int) -> tuple
 
 def _part(dataset: Dataset, rows: NDArray[np.intp]) -> Dataset:
     y = None if dataset.y is None else dataset.y[rows]
-    source = f"{len(rows)} of {dataset.source}"
-    return make_dataset(dataset.x[rows], y, source, random=dataset.random)
+    return make_dataset(dataset.x[rows], y, dataset.source, random=dataset.random)

@@ -232,11 +232,7 @@ def _headline(view: RunView) -> Text:
 def _host_table(view: RunView) -> Table:
     """What the artifacts compute: figures of this machine."""
     data = view.run.data
-    title = (
-        f"computed on this host, {data.samples} samples of {data.source}"
-        if data
-        else "not evaluated: no data"
-    )
+    title = f"computed on this host, {text.samples(data)}" if data else "not evaluated: no data"
     table = _table("artifact", ">size", ">accuracy %", ">against float", ">agreement %", ">SQNR", title=title)
     if view.run.reference:
         _add(table, "float model", text.NONE, *_evaluation_cells(view.run.reference, reference=True))

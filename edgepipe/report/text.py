@@ -13,7 +13,7 @@ NONE = "–"
 
 def samples(data: DataUse | Calibration) -> str:
     """``872 samples of val.npz``."""
-    return f"{data.samples} samples of {data.source.removeprefix(f'{data.samples} of ')}"
+    return f"{data.samples} samples of {data.source}"
 
 
 def share(estimate: Estimate | None) -> str:
