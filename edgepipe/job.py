@@ -14,7 +14,8 @@ import msgspec
 from edgepipe.convert.emission import PortType
 from edgepipe.errors import CalibrationDataMissing, UsageError
 from edgepipe.preprocess import Preprocessing
-from edgepipe.project import Project, find_project, load_project
+from edgepipe.project import HostEntry, Project, find_project, load_project
+from edgepipe.target import target_name
 
 Prompt = Callable[[str], str]
 
@@ -139,7 +140,8 @@ def resolve_job(options: Options, project: Project, host: str | None = None) -> 
     entry = project.hosts.get(host or project.host or "")
     model = options.model or project.model
     target = options.target or (entry.target if entry else None) or project.target
-    # Weights and preprocessing of the project belong to its model and its data, not to others.
+    # The project's weights and shape belong to its model and to no other. Its preprocessing goes with any: no
+    # option says how images become an input, so whoever names another model has edited the file for it.
     own_model = options.model is None
     random = options.calibrate_random
     return Job(
@@ -178,7 +180,10 @@ def resolve_place(place: Place, project: Project, target: str | None = None) -> 
     Args:
         place: What the command line says.
         project: What edgepipe.toml says.
-        target: Target that was asked for: without a host, the one board of that kind is taken.
+        target: Target that was asked for: without a host, a board of that kind is taken.
+
+    Raises:
+        UsageError: No host is named, and which of the project's is meant is not clear.
     """
     if place.emulate:
         return place
@@ -230,8 +235,32 @@ def parse_ports(text: str | None) -> PortType | None:
 
 
 def _host_for(target: str | None, project: Project) -> str | None:
-    of_kind = [name for name, entry in project.hosts.items() if target is not None and entry.target == target]
-    return of_kind[0] if len(of_kind) == 1 else project.host
+    """The project's host of that kind, the default one first: never silently another kind of board."""
+    if target is None or not project.hosts:
+        return project.host
+    kinds = {name: _kind(entry, project) for name, entry in project.hosts.items()}
+    of_kind = [name for name, kind in kinds.items() if kind == target_name(target)]
+    if project.host in of_kind:
+        return project.host
+    if len(of_kind) == 1:
+        return of_kind[0]
+    if not of_kind and (project.host is None or kinds[project.host] is None):
+        return project.host
+    hosts = ", ".join(f"{name} is {kind or 'of no kind that is told'}" for name, kind in kinds.items())
+    raise UsageError(
+        f"several hosts of edgepipe.toml are {target_name(target)}"
+        if of_kind
+        else f"no host of edgepipe.toml is {target_name(target)}",
+        where="[hosts] of edgepipe.toml",
+        got=hosts,
+        remedy="name the one that you mean: --host " + " or --host ".join(of_kind or kinds),
+    )
+
+
+def _kind(entry: HostEntry, project: Project) -> str | None:
+    """Name of the target that a host of the project is; None where nothing tells."""
+    target = entry.target or project.target
+    return None if target is None else target_name(target)
 
 
 def _path(text: str | None) -> Path | None:

@@ -68,7 +68,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         id: Name of its folder: `new_run_id`.
         created: When it began, UTC, ISO 8601.
         edgepipe_version: What made it.
-        command: What the user typed, without secrets.
+        command: What the user typed; "" where a program called. Holds no secret.
         model_name: Name of the source model.
         model_source: Where it came from, as the user named it.
         model_digest: sha256 of the float ONNX model that all artifacts derive from.
@@ -245,7 +245,7 @@ def _summarize_result(result: ArtifactResult) -> ResultSummary:
         accuracy=comparison.accuracy.value if comparison and comparison.accuracy else None,
         agreement=comparison.agreement.value if comparison else None,
         median_ns=latency.median_ns.value if latency and latency.median_ns else None,
-        verdict=verdict_of(result.measurement).state if result.measurement else "",
+        verdict=verdict_of(result.measurement, latency).state if result.measurement else "",
     )
 
 

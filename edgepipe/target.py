@@ -106,11 +106,21 @@ def load_target(name_or_path: str | Path) -> Target:
     text = str(name_or_path)
     if text.endswith(".toml"):
         return _read_target(Path(text))
-    name = load_aliases().get(text, text)
-    path = _shipped().get(name)
+    path = _shipped().get(target_name(text))
     if path is None:
         raise _unknown(text)
     return _read_target(path)
+
+
+def target_name(name_or_path: str) -> str:
+    """What a target calls itself: a family's name resolved, a file's stem. The target need not exist.
+
+    Raises:
+        TargetError: The file of aliases is malformed.
+    """
+    if name_or_path.endswith(".toml"):
+        return Path(name_or_path).stem
+    return load_aliases().get(name_or_path, name_or_path)
 
 
 def list_targets() -> tuple[Target, ...]:

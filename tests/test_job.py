@@ -131,6 +131,57 @@ def test_a_hosts_key_is_used_unless_another_is_named():
     assert resolve_place(Place(host="lab"), FULL).identity is None
 
 
+TWO_BOARDS = Project(
+    host="pi",
+    hosts={
+        "pi": HostEntry(address="10.0.0.5", target="raspberrypi5"),
+        "orin": HostEntry(address="10.0.0.7", user="nvidia", target="jetson-orin-nano"),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("jetson", "nvidia@10.0.0.7"),
+        ("jetson-orin-nano", "nvidia@10.0.0.7"),
+        ("boards/raspberrypi5.toml", "10.0.0.5"),
+        (None, "10.0.0.5"),
+    ],
+)
+def test_a_target_finds_its_board(target, host):
+    assert resolve_place(Place(), TWO_BOARDS, target).host == host
+
+
+def test_a_target_never_goes_to_another_kind_of_board():
+    with pytest.raises(UsageError, match="is raspberrypi4") as error:
+        resolve_place(Place(), TWO_BOARDS, "raspberrypi")
+    assert error.value.got == "pi is raspberrypi5, orin is jetson-orin-nano"
+    assert "--host pi or --host orin" in error.value.remedy
+    assert (
+        resolve_place(Place(host="pi"), TWO_BOARDS, "raspberrypi4").host == "10.0.0.5"
+    )  # said in so many words
+
+
+def test_the_default_of_several_boards_of_a_kind_is_taken_and_none_is_guessed():
+    twins = {name: HostEntry(address=name, target="jetson") for name in ("left", "right")}
+    assert resolve_place(Place(), Project(host="right", hosts=twins), "jetson-orin-nano").host == "right"
+    with pytest.raises(UsageError, match="several hosts") as error:
+        resolve_place(Place(), Project(hosts=twins), "jetson")
+    assert "--host left or --host right" in error.value.remedy
+
+
+def test_a_host_without_a_target_is_of_the_projects_or_of_any():
+    board = {"board": HostEntry(address="10.0.0.5")}
+    assert resolve_place(Place(), Project(host="board", hosts=board), "jetson").host == "10.0.0.5"
+    with pytest.raises(UsageError, match="no host"):
+        resolve_place(Place(), Project(host="board", target="x86", hosts=board), "jetson")
+
+
+def test_preprocessing_goes_with_every_model():
+    assert resolve_job(Options(model="other.onnx", data=Path("photos2")), FULL).preprocessing == PREPROCESSING
+
+
 def test_without_a_project_there_is_no_host():
     assert resolve_place(Place(), NOTHING).host is None
 

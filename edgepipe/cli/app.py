@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from typing import Annotated
@@ -66,7 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     as_json = "--json" in arguments
     try:
         # Typer knows --debug only before the command; people append it to the line that failed.
-        app(args=[argument for argument in arguments if argument != "--debug"], prog_name="edgepipe")
+        app(
+            args=[argument for argument in arguments if argument != "--debug"],
+            prog_name="edgepipe",
+            obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
+        )
     except SystemExit as end:
         if end.code != Interrupted.exit_code:
             raise

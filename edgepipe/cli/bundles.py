@@ -117,10 +117,13 @@ def push(
     """Copy a bundle and the agent to a device; what is there already is not sent again."""
     from edgepipe import job as jobs
     from edgepipe import workflow
+    from edgepipe.bundle import read_bundle
     from edgepipe.report import table
 
     place = jobs.resolve_place(
-        ask_place(host, False, identity, accept_new_host_key, ask_password), jobs.current_project()
+        ask_place(host, False, identity, accept_new_host_key, ask_password),
+        jobs.current_project(),
+        read_bundle(bundle).manifest.target,
     )
     with ProgressView() as emit:
         pushed = workflow.push(bundle, place, emit=emit)
@@ -128,6 +131,7 @@ def push(
 
 
 def bench(
+    context: typer.Context,
     bundle: o.BundleArgument,
     target: o.TargetOption = None,
     host: o.HostOption = None,
@@ -144,14 +148,19 @@ def bench(
     """Check and measure a bundle on a device, and keep the result as a run."""
     from edgepipe import job as jobs
     from edgepipe import workflow
+    from edgepipe.bundle import read_bundle
     from edgepipe.report import table
 
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, ask_password), jobs.current_project()
+        ask_place(host, emulate, identity, accept_new_host_key, ask_password),
+        jobs.current_project(),
+        target or read_bundle(bundle).manifest.target,
     )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
     with ProgressView() as emit:
-        run = workflow.bench(bundle, place, effort, target=target, store=store, emit=emit)
+        run = workflow.bench(
+            bundle, place, effort, target=target, store=store, emit=emit, command=context.obj
+        )
     print_result(table.deploy_summary(run, store), run, as_json=as_json)
 
 

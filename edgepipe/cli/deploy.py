@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
+    context: typer.Context,
     model: o.ModelArgument = None,
     target: o.TargetOption = None,
     host: o.HostOption = None,
@@ -73,5 +74,7 @@ def deploy(
     )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
     with ProgressView() as emit:
-        run = workflow.deploy(job, place, effort, store=store, bundle_folder=output, emit=emit)
+        run = workflow.deploy(
+            job, place, effort, store=store, bundle_folder=output, emit=emit, command=context.obj
+        )
     print_result(table.deploy_summary(run, store), run, as_json=as_json)

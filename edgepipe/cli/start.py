@@ -34,6 +34,7 @@ def init(
 
 
 def demo(
+    context: typer.Context,
     folder: Annotated[Path, typer.Option(help="Where the demo's files go.")] = Path("edgepipe-demo"),
     as_json: o.JsonOption = False,
 ) -> None:
@@ -42,5 +43,5 @@ def demo(
     from edgepipe.report import table
 
     with ProgressView() as emit:
-        run = demos.run_demo(folder, emit=emit)
+        run = demos.run_demo(folder, emit=emit, command=context.obj)
     print_result(table.deploy_summary(run, folder / "runs"), run, as_json=as_json)

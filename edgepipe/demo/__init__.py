@@ -21,7 +21,7 @@ BATCH = 64
 SEED = 0
 
 
-def run_demo(folder: Path, *, emit: Emit = silent) -> Run:
+def run_demo(folder: Path, *, emit: Emit = silent, command: str = "") -> Run:
     """Trains the network on scikit-learn's digits and deploys it on the embedded device.
 
     `folder` then holds net.py, digits.pt and digits.npz, as a user would have them, and the run.
@@ -29,6 +29,7 @@ def run_demo(folder: Path, *, emit: Emit = silent) -> Run:
     Args:
         folder: Where the demo's files go; created if absent.
         emit: Where progress goes.
+        command: As in `edgepipe.deploy`.
 
     Returns:
         The run, as `edgepipe.deploy` gives it.
@@ -46,8 +47,9 @@ def run_demo(folder: Path, *, emit: Emit = silent) -> Run:
     shutil.copyfile(Path(__file__).with_name("net.py"), model)
     _train(weights, data, emit)
     job = Job(model=f"{model}:build", weights=weights, data=data, target="x86", seed=SEED)
+    effort = Effort(min_duration_s=2.0)
     return workflow.deploy(
-        job, Place(emulate=True), Effort(min_duration_s=2.0), store=folder / "runs", emit=emit
+        job, Place(emulate=True), effort, store=folder / "runs", emit=emit, command=command
     )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -49,6 +47,7 @@ def deploy(
     store: Path = Path("runs"),
     bundle_folder: Path | None = None,
     emit: Emit = silent,
+    command: str = "",
 ) -> Run:
     """The main job: compress, evaluate, push, verify, measure, record, report.
 
@@ -61,6 +60,8 @@ def deploy(
         store: Folder of the runs; the new one holds run.json and report.html.
         bundle_folder: Where the bundle goes; None puts it into the run's folder.
         emit: Where progress and warnings go.
+        command: What the user typed, for the record; "" where nobody typed. A script's own arguments may
+            hold its secrets, so they are never looked at.
 
     Returns:
         The run, as it was stored.
@@ -84,7 +85,8 @@ def deploy(
                 judged = judge_bundle(made.bundle, prepared.source.model, prepared.evaluation, emit)
             results = measure_bundle(made.bundle, prepared.target, device, effort, emit=emit)
             run = _run(run_id, created, made.bundle, device, results)
-            run = _with_evaluation(msgspec.structs.replace(run, steps=made.steps), prepared, judged)
+            run = msgspec.structs.replace(run, command=command, steps=made.steps)
+            run = _with_evaluation(run, prepared, judged)
             _keep(run, store)
     raise_if_nothing_ran(run)
     return run
@@ -98,6 +100,7 @@ def bench(
     target: str | None = None,
     store: Path = Path("runs"),
     emit: Emit = silent,
+    command: str = "",
 ) -> Run:
     """Verifies and measures a bundle that is there already; without data it evaluates nothing.
 
@@ -108,19 +111,24 @@ def bench(
         target: Name or file of the target; None for the one of that name which the bundle was made for.
         store: Folder of the runs.
         emit: Where progress and warnings go.
+        command: As in `deploy`.
 
     Raises:
         BundleError: The folder is no bundle, or was altered.
         TargetError: Unknown target.
+        DeviceRuntimeMissing: The device has no runtime for any of the target's formats.
         DeviceError: The device cannot be reached, or computes something else than the host.
     """
     bundle = read_bundle(bundle_folder)
     board = load_target(target or bundle.manifest.target)
     check_writable(store)
     with open_device(place, emit) as device:
+        check_device(board, device, emit)
         created = datetime.now(UTC)
         results = measure_bundle(bundle, board, device, effort, emit=emit)
-    run = _run(new_run_id(bundle.manifest.model_name, board.name, created), created, bundle, device, results)
+    run_id = new_run_id(bundle.manifest.model_name, board.name, created)
+    run = _run(run_id, created, bundle, device, results)
+    run = msgspec.structs.replace(run, command=command, target=board.name)
     with _whole_or_gone(store / run.id):
         _keep(run, store)
     raise_if_nothing_ran(run)
@@ -163,7 +171,7 @@ def _run(
         id=run_id,
         created=created.isoformat(timespec="seconds"),
         edgepipe_version=edgepipe.__version__,
-        command=shlex.join(["edgepipe", *sys.argv[1:]]),
+        command="",
         model_name=manifest.model_name,
         model_source=manifest.model_source,
         model_digest=manifest.model_digest,
