@@ -57,7 +57,7 @@ def write(
         (node, value, placed[node.outputs[0]])
         for node in plan.keeping
         for value in activations(node)
-        if placed[value] != placed[node.outputs[0]]
+        if value in placed and placed[value] != placed[node.outputs[0]]  # a constant is on it already
     ]
     pairs = {value: _write_pair(graph, value, grid) for value, grid in placed.items()}
     for node, value, grid in requantized:

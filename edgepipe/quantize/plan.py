@@ -172,9 +172,18 @@ def _fixed_grids(quantized: list[ir.Node]) -> dict[ir.Value, Grid]:
         elif node.op_type in KEEPING:
             grids = {fixed.get(value) for value in activations(node)}
             grid = grids.pop()
-            if not grids and grid is not None:
+            if not grids and grid is not None and _holds_constants(grid, node):
                 fixed.update(dict.fromkeys(node.outputs, grid))
     return fixed
+
+
+def _holds_constants(grid: Grid, node: ir.Node) -> bool:
+    """Whether the constants that an op puts among its inputs' elements lie on the grid too."""
+    indices = [2] if node.op_type == "Pad" else _operand_indices(node)
+    for array in (edit.constant_input(node, index) for index in indices):
+        if array is not None and array.size and not (grid.low <= array.min() and array.max() <= grid.high):
+            return False
+    return True
 
 
 def _groups(

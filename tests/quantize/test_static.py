@@ -321,3 +321,37 @@ def test_an_unusual_clip_that_stays_works_on_integers(build_model, quantize, rea
     assert qdq.producers[qdq.node("Clip").input[0]].op_type == "DequantizeLinear"
     assert qdq.grid("a") == qdq.grid("b") == qdq.grid("y")
     assert np.abs(compute(simple, samples)[0] - compute(result, samples)[0]).max() <= 3 * qdq.grid("y")[0]
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [("Concat<axis=1>", "1,6"), ("Max", "n,3"), ("Min", "n,3"), ("Add", "n,3"), ("Mul", "n,3")],
+)
+def test_a_constant_takes_part_on_a_grid_that_holds_it(build_model, quantize, compute, op, shape, first):
+    inputs = "k, c" if first else "c, k"
+    model = build_model(
+        f"net (float[{shape[0]},3,6,6] x) => (float[{shape},6,6] y) {{ c = Conv(x, w)  y = {op}({inputs}) }}",
+        w=normal(3, 3, 1, 1),
+        k=normal(1, 3, 6, 6),
+    )
+    simple, result, samples = quantize(model)
+    assert sqnr_db(compute(simple, samples)[0], compute(result, samples)[0]) > 30
+
+
+@pytest.mark.parametrize("value", [-1.5, 0.5])
+def test_what_joins_a_probability_need_not_be_one(build_model, quantize, compute, value):
+    model = build_model(
+        """net (float[1,3,6,6] x) => (float[1,6,8,8] y, float[1,3,8,8] z) {
+            c = Conv(x, w)
+            s = Sigmoid(c)
+            t = Concat<axis=1>(s, k)
+            y = Pad(t, pads)
+            z = Pad(s, pads, filler)
+        }""",
+        w=normal(3, 3, 1, 1), k=np.full((1, 3, 6, 6), value, np.float32),
+        pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]), filler=np.float32(value),
+    )  # fmt: skip
+    simple, result, samples = quantize(model)
+    for exact, found in zip(compute(simple, samples), compute(result, samples), strict=True):
+        assert sqnr_db(exact, found) > 30
