@@ -16,6 +16,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     out_fd = _claim_stdout()
+    # ONNX Runtime from 1.29 on reports to its maker and leaves files, unless told so before its import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # Each side imports only what it needs: from a zip file, a small board compiles every module anew.
     if options.child:
         from device_agent.child import run_child

@@ -14,6 +14,7 @@ Importing the package loads nothing heavy: each name is looked up when it is fir
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from edgepipe.workflow import bench, compress, convert, deploy, evaluate_subject, probe, push
 
 __version__ = "0.1.0"
+
+# ONNX Runtime from 1.29 on reports to its maker and leaves files in the home folder, unless told so
+# before its first import; what the user has set stands. Programs that edgepipe starts inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Bundle",

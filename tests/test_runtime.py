@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -168,3 +169,24 @@ def test_litert_says_nothing(tiny_tflite, tmp_path):
         [sys.executable, "-c", code, tmp_path / "m.tflite"], capture_output=True, text=True, check=True
     )
     assert done.stderr == "still here\n"
+
+
+_SESSION = """
+import sys
+from pathlib import Path
+from edgepipe.runtime import open_session
+open_session(Path(sys.argv[1]).read_bytes(), "onnx")
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_the_runtimes_telemetry_is_off_unless_somebody_wants_it(tiny_onnx, tmp_path, chosen):
+    home, file = tmp_path / "home", tmp_path / "model.onnx"
+    home.mkdir()
+    file.write_bytes(tiny_onnx(batch=1).payload)
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(home), "TMPDIR": str(home)} | (
+        {"ORT_DISABLE_TELEMETRY": chosen} if chosen else {}
+    )
+    subprocess.run([sys.executable, "-c", _SESSION, str(file)], env=environment, check=True)
+    assert bool(list(home.rglob("*"))) == (chosen == "0")

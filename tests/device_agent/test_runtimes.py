@@ -119,6 +119,19 @@ def test_onnxruntime(agent, onnx_plan):
     assert measurement.import_ns > measurement.first_inference_ns > 0
 
 
+def test_onnxruntimes_telemetry_leaves_nothing_on_the_device(start, onnx_plan, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(home))
+    agent, request = start(fakes=False), onnx_plan()
+    only(agent.ask(Probe(import_runtimes=True)), Facts)
+    only(agent.ask(Verify(request)), Verification)
+    only(agent.ask(Bench(request, min_runs=70, min_duration_ns=0, warmup_ns=0)), Measurement)
+    assert list(home.rglob("*")) == []
+
+
 def test_litert(agent, tflite_plan):
     request = tflite_plan()
     found = only(agent.ask(Verify(request)), Verification)

@@ -22,7 +22,6 @@ CLASSES = 4
 SAMPLES = 96
 QUICK = ("--duration", "0.2", "--min-runs", "64")
 OF_THE_DEVELOPER = ("SSH_AUTH_SOCK", "FORCE_COLOR", "NO_COLOR", "TERM", "CLICOLOR_FORCE")
-ONNX_RUNTIMES_OWN = {".ses"}  # its telemetry leaves that in TMPDIR as soon as it is imported
 PROGRAM = ("-c", "from edgepipe.cli import main; main()")
 
 
@@ -101,7 +100,6 @@ class User:
             str(path.relative_to(self.folder.parent))
             for folder in (self.folder, self.temporary)
             for path in folder.rglob("*")
-            if path.name not in ONNX_RUNTIMES_OWN
         }
 
     def configure_ssh(self, server, *, name="board", known=True, **settings):
