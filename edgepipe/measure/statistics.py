@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgepipe.measure.record import Measurement
 
@@ -15,6 +17,10 @@ RUNS_NEEDED = {0.5: 11, 0.9: 64, 0.99: 662}
 
 MAX_BATCHES = 50
 MIN_BATCH = 15
+MAX_EXACT = 1000
+
+Values = Sequence[float] | NDArray[np.float64]
+"""A series of figures; an array of float64 is taken as it is, anything else is copied into one."""
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -65,12 +71,12 @@ def latency_of(measurement: Measurement) -> Latency | None:
     if not len(values):
         return None
     n = len(values)
-    middle = quantile(values.tolist(), 0.5)
+    middle = quantile(values, 0.5)
     return Latency(
         runs=n,
-        median_ns=steady_interval(values.tolist()) if n >= RUNS_NEEDED[0.5] else None,
-        p90_ns=quantile(values.tolist(), 0.9) if n >= RUNS_NEEDED[0.9] else None,
-        p99_ns=quantile(values.tolist(), 0.99) if n >= RUNS_NEEDED[0.99] else None,
+        median_ns=steady_interval(values) if n >= RUNS_NEEDED[0.5] else None,
+        p90_ns=quantile(values, 0.9) if n >= RUNS_NEEDED[0.9] else None,
+        p99_ns=quantile(values, 0.99) if n >= RUNS_NEEDED[0.99] else None,
         min_ns=float(values.min()),
         max_ns=float(values.max()),
         mean_ns=float(values.mean()),
@@ -80,26 +86,25 @@ def latency_of(measurement: Measurement) -> Latency | None:
     )
 
 
-def quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Values, share: float) -> float:
     """The smallest value that at least `share` of the values do not exceed: one that was measured."""
     return float(np.quantile(np.asarray(values, np.float64), share, method="inverted_cdf"))
 
 
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def median_interval(values: Values, confidence: float = 0.95) -> Interval:
     """The median between two order statistics that enclose it whatever the distribution.
 
     Conover, "Practical Nonparametric Statistics", 3rd edition, section 3.2: with n values and
     ``P(Binomial(n, 1/2) <= k) <= (1 - confidence) / 2``, the (k+1)-th smallest and (k+1)-th largest
     enclose the median. The values must be independent. With too few for the confidence, the extremes.
     """
-    ordered = sorted(values)
+    ordered = np.sort(np.asarray(values, np.float64))
     n = len(ordered)
-    inside = _binomial_below(n, 0.5, (1 - confidence) / 2)
-    rank = max(0, inside)
-    return Interval(quantile(ordered, 0.5), float(ordered[rank]), float(ordered[n - 1 - rank]))
+    rank = max(0, _tosses_below(n, (1 - confidence) / 2))
+    return Interval(float(ordered[(n - 1) // 2]), float(ordered[rank]), float(ordered[n - 1 - rank]))
 
 
-def steady_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def steady_interval(values: Values, confidence: float = 0.95) -> Interval:
     """The median of a series whose neighbours resemble each other, as runs on a device do.
 
     Other load and clock changes last for many runs, so that single runs are no independent witnesses.
@@ -107,16 +112,17 @@ def steady_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     "Simulation Modeling and Analysis", 5th edition, section 9.5.3, with medians); below 11 batches of
     15 runs, that of the runs themselves.
     """
-    found = median_interval(values, confidence)
-    batches = min(MAX_BATCHES, len(values) // MIN_BATCH)
+    series = np.asarray(values, np.float64)
+    found = median_interval(series, confidence)
+    batches = min(MAX_BATCHES, len(series) // MIN_BATCH)
     if batches < RUNS_NEEDED[0.5]:
         return found
-    medians = [float(np.median(batch)) for batch in np.array_split(np.asarray(values, np.float64), batches)]
+    medians = [float(np.median(batch)) for batch in np.array_split(series, batches)]
     between = median_interval(medians, confidence)
     return Interval(found.value, min(found.low, between.low), max(found.high, between.high))
 
 
-def ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> Interval:
+def ratio_of_medians(first: Values, second: Values) -> Interval:
     """Median of `first` over that of `second`, with an interval of at least 95 % confidence.
 
     Each median is enclosed at 97.5 % (`steady_interval`); by Bonferroni's inequality, both are at 95 %.
@@ -137,7 +143,7 @@ def runs_needed(share: float, confidence: float = 0.99) -> int:
     return n
 
 
-def drift(values: Sequence[float]) -> tuple[float, float]:
+def drift(values: Values) -> tuple[float, float]:
     """Change from the first third of the runs to the last, and how likely chance alone makes it.
 
     Returns:
@@ -166,7 +172,7 @@ def _mann_kendall(values: list[float]) -> float:
     return math.erfc(z / math.sqrt(2))
 
 
-def bimodality(values: Sequence[float]) -> tuple[float, float] | None:
+def bimodality(values: Values) -> tuple[float, float] | None:
     """The medians of two clusters that the values fall into, or None where they form one.
 
     The values are split where the variance between both sides is greatest (Otsu 1979, IEEE Trans.
@@ -191,15 +197,18 @@ def bimodality(values: Sequence[float]) -> tuple[float, float] | None:
     return float(np.median(low)), float(np.median(high))
 
 
-def _binomial_below(n: int, share: float, limit: float) -> int:
-    """The greatest k with ``P(Binomial(n, share) <= k) <= limit``; -1 where there is none."""
-    log_share, log_rest = math.log(share), math.log1p(-share)
-    total, k = 0.0, -1
-    while k + 1 <= n:
-        i = k + 1
-        log_ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        total += math.exp(log_ways + i * log_share + (n - i) * log_rest)
-        if total > limit:
-            break
-        k += 1
-    return k
+def _tosses_below(n: int, limit: float) -> int:
+    """The greatest k with ``P(Binomial(n, 1/2) <= k) <= limit``; -1 where there is none.
+
+    Exact up to n = 1000. Beyond, by the normal distribution with continuity correction, whose k is at
+    most one off: there, one order statistic of a thousand.
+    """
+    if n > MAX_EXACT:
+        return math.floor(n / 2 - 0.5 + NormalDist().inv_cdf(limit) * math.sqrt(n) / 2)
+    ways, total, most = 1, 0, limit * 2**n
+    for k in range(n + 1):
+        total += ways
+        if total > most:
+            return k - 1
+        ways = ways * (n - k) // (k + 1)
+    return n

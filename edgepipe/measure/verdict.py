@@ -46,9 +46,14 @@ class Verdict(msgspec.Struct, frozen=True):
     warnings: tuple[Finding, ...]
 
 
-def verdict_of(measurement: Measurement) -> Verdict:
-    """Judges a measurement by its raw samples and the conditions it was made under."""
-    latency = latency_of(measurement)
+def verdict_of(measurement: Measurement, latency: Latency | None = None) -> Verdict:
+    """Judges a measurement by its raw samples and the conditions it was made under.
+
+    Args:
+        measurement: What was measured.
+        latency: Its `latency_of`, where the caller has it already.
+    """
+    latency = latency or latency_of(measurement)
     reasons = tuple(_reasons(measurement, latency))
     warnings = tuple(_warnings(measurement, latency)) if latency else ()
     return Verdict("INVALID" if reasons else "VALID", reasons, warnings)
@@ -113,20 +118,21 @@ def _unsteady(measurement: Measurement, latency: Latency) -> Iterator[Finding]:
         yield Finding(
             f"the standard deviation is {spread} of the mean", "quiet the device, or measure longer"
         )
-    middle = float(np.median(measurement.latencies_ns))
+    latencies = np.asarray(measurement.latencies_ns, np.float64)
+    middle = float(np.median(latencies))
     if measurement.clock_resolution_ns >= 0.01 * middle:
         resolution = format_ns(measurement.clock_resolution_ns)
         yield Finding(
             f"the clock steps by {resolution}, over 1 % of the median", "use a Python with perf_counter_ns"
         )
-    change, chance = drift(measurement.latencies_ns)
+    change, chance = drift(latencies)
     if abs(change) >= MAX_DRIFT and chance < 0.01:
         word = "slower" if change > 0 else "faster"
         yield Finding(
             f"the last third is {format_share(abs(change))} {word} than the first",
             "warm up longer, or cool the device",
         )
-    modes = bimodality(measurement.latencies_ns)
+    modes = bimodality(latencies)
     if modes and modes[1] - modes[0] >= MAX_DRIFT * middle:
         yield Finding(
             f"two clusters, around {format_ns(modes[0])} and {format_ns(modes[1])}",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgepipe.evaluate import Estimate
 from edgepipe.measure import Measurement
-from edgepipe.measure.statistics import quantile
+from edgepipe.measure.statistics import RUNS_NEEDED, quantile
 from edgepipe.report.view import ResultView
 from edgepipe.units import format_ns
 
@@ -113,7 +113,10 @@ def histograms(views: Sequence[ResultView]) -> Histograms | None:
     logarithmic = high / low > 4
     place = _scale(low * 0.98, high, logarithmic=logarithmic)
     rows = tuple(_histogram_row(name, values, index, place) for index, (name, values) in enumerate(shown))
-    ticks = tuple(Tick(place(v), format_ns(v)) for v in _tick_values(low, high, logarithmic=logarithmic))
+    marks = _tick_values(low, high, logarithmic=logarithmic)
+    ticks = tuple(
+        Tick(float(at), format_ns(value)) for at, value in zip(place(np.array(marks)), marks, strict=True)
+    )
     return Histograms(rows=rows, ticks=ticks, height=len(rows) * ROW + AXIS, logarithmic=logarithmic)
 
 
@@ -157,7 +160,7 @@ def forest(differences: Sequence[tuple[str, Estimate]]) -> Forest | None:
 
 def _reach(values: NDArray[np.float64]) -> float:
     """Where the axis may end: past the 90th percentile, but not at the end of a long tail of slow runs."""
-    middle, p90, p99 = (quantile(values.tolist(), share) for share in (0.5, 0.9, 0.99))
+    middle, p90, p99 = (quantile(values, share) for share in (0.5, 0.9, 0.99))
     return max(1.15 * p90, min(1.04 * p99, 2 * middle))
 
 
@@ -169,37 +172,43 @@ def _latencies(measurement: Measurement | None) -> NDArray[np.float64]:
     return np.asarray(measurement.latencies_ns if measurement else (), np.float64)
 
 
-def _scale(low: float, high: float, *, logarithmic: bool) -> Callable[[float], float]:
+def _scale(
+    low: float, high: float, *, logarithmic: bool
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Where latencies lie on the x axis, all at once: there may be a million."""
     span = WIDTH - LEFT - RIGHT
     if logarithmic:
         low, high = math.log(low), math.log(high)
 
-    def place(value: float) -> float:
-        position = math.log(value) if logarithmic else value
-        return round(LEFT + span * (position - low) / (high - low), 2)
+    def place(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        positions = np.log(values) if logarithmic else values
+        return np.round(LEFT + span * (positions - low) / (high - low), 2)
 
     return place
 
 
 def _histogram_row(
-    name: str, values: NDArray[np.float64], index: int, place: Callable[[float], float]
+    name: str,
+    values: NDArray[np.float64],
+    index: int,
+    place: Callable[[NDArray[np.float64]], NDArray[np.float64]],
 ) -> HistogramRow:
     base = (index + 1) * ROW - 6
-    positions = np.array([place(value) for value in values])
+    positions = place(values)
     edges = np.linspace(LEFT, WIDTH - RIGHT, BINS + 1)
     counts = np.histogram(positions, edges)[0]
     heights = counts / max(counts.max(), 1) * (ROW - 14)
     steps = [f"M{LEFT} {base}"]
     for left, right, height in zip(edges, edges[1:], heights, strict=False):
         steps.append(f"L{left:.1f} {base - height:.1f}L{right:.1f} {base - height:.1f}")
-    middle = quantile(values.tolist(), 0.5)
-    p90 = place(quantile(values.tolist(), 0.9)) if len(values) >= 64 else None
+    middle = quantile(values, 0.5)
+    median_at, p90_at = place(np.array([middle, quantile(values, 0.9)])).tolist()
     return HistogramRow(
         name=name,
         base=base,
         area="".join(steps) + f"L{WIDTH - RIGHT} {base}Z",
-        median=place(middle),
-        p90=p90 if p90 is not None and p90 <= WIDTH - RIGHT else None,
+        median=median_at,
+        p90=p90_at if len(values) >= RUNS_NEEDED[0.9] and p90_at <= WIDTH - RIGHT else None,
         label=format_ns(middle),
         beyond=int(np.count_nonzero(positions > WIDTH - RIGHT)),
     )

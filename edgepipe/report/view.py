@@ -1,4 +1,4 @@
-"""What a run amounts to, computed once from its raw samples for every way of showing it."""
+"""What a run amounts to, computed from its raw samples alike for every way of showing it."""
 
 from __future__ import annotations
 
@@ -160,11 +160,12 @@ def _view(result: ArtifactResult, run: Run) -> ResultView:
     if measurement is None:
         return ResultView(result=result)
     baseline = _baseline(result, run)
+    latency = latency_of(measurement)
     return ResultView(
         result=result,
-        latency=latency_of(measurement),
+        latency=latency,
         energy=energy_of(measurement) if measurement.latencies_ns else None,
-        verdict=verdict_of(measurement),
+        verdict=verdict_of(measurement, latency),
         baseline=baseline.artifact.name if baseline else "",
         speedup=_speedup(measurement, baseline.measurement if baseline else None),
     )

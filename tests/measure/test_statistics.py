@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from edgepipe.measure import latency_of, ratio_of_medians
+from edgepipe.measure import latency_of, ratio_of_medians, verdict_of
 from edgepipe.measure.statistics import (
     RUNS_NEEDED,
     bimodality,
@@ -152,3 +152,36 @@ def test_two_clusters_are_two():
 
 def test_a_few_outliers_are_no_cluster():
     assert bimodality([1e6] * 200 + [5e6] * 3) is None
+
+
+@pytest.mark.parametrize("n", [11, 12, 100, 999, 1000, 1001, 1002, 5003, 40_000, 1_000_000])
+@pytest.mark.parametrize("confidence", [0.95, 0.975])
+def test_the_ranks_of_long_series_are_those_of_the_binomial(n, confidence):
+    """Beyond a thousand runs they are approximated: one rank off at most, exact up to there."""
+    found = median_interval(np.arange(n), confidence)
+    limit = (1 - confidence) / 2
+    exact = int(stats.binom.ppf(limit, n, 0.5))
+    exact -= stats.binom.cdf(exact, n, 0.5) > limit
+    assert abs(found.low - exact) <= (n > 1000)
+    assert found.high == n - 1 - found.low
+
+
+def test_a_million_runs_are_summed_up_without_a_loop_over_them(calm):
+    """By the lines that Python runs, not by time: a test on a busy machine would fail for nothing."""
+    import sys
+
+    measurement = calm(np.random.default_rng(8).lognormal(9, 0.1, 100_000).astype(int).tolist())
+    lines = 0
+
+    def count(frame, event, argument):
+        nonlocal lines
+        lines += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        verdict_of(measurement)
+    finally:
+        sys.settrace(before)
+    assert lines < 20_000
