@@ -53,7 +53,15 @@ class Trial:
             self.feeds = _given(inputs, request.sample)
         self.samples = sum(len(feed[0]) for feed in self.feeds)
 
-    def judge(self, reference: Sequence[Tensors], payload: bytes, *, by: str, note: str = "") -> Fidelity:
+    def judge(
+        self,
+        reference: Sequence[Tensors],
+        payload: bytes,
+        *,
+        by: str,
+        note: str = "",
+        bound: float = RELATIVE_BOUND,
+    ) -> Fidelity:
         """Runs the ONNX model on the same feeds and compares.
 
         Args:
@@ -61,10 +69,11 @@ class Trial:
             payload: The serialized float ONNX model.
             by: The runtime that gave the reference, with its version.
             note: What else must be known to read the result.
+            bound: Largest error allowed, relative to the largest output.
 
         Raises:
             FidelityError: an output has another shape, is not finite, or is off by more than
-                `RELATIVE_BOUND` of the largest output.
+                `bound` of the largest output.
         """
         results = run_onnx(payload, self.feeds)
         error_energy = signal_energy = max_abs_error = peak = 0.0
@@ -74,12 +83,12 @@ class Trial:
             signal_energy += float(np.sum(signal**2))
             max_abs_error = max(max_abs_error, float(np.max(np.abs(error), initial=0)))
             peak = max(peak, float(np.max(np.abs(signal), initial=0)))
-        if max_abs_error > RELATIVE_BOUND * peak + ABSOLUTE_BOUND:
+        if max_abs_error > bound * peak + ABSOLUTE_BOUND:
             raise FidelityError(
                 f"the converted model does not compute what {by} computes for the source",
                 got=f"a difference of {max_abs_error:.3g} where the largest output is {peak:.3g}"
                 f" ({self.samples} {self.origin} samples)",
-                remedy=f"at most {RELATIVE_BOUND:g} of the largest output is float noise; "
+                remedy=f"at most {bound:g} of the largest output is float noise; "
                 "export the model to ONNX with its own framework and give that file",
             )
         return Fidelity(

@@ -1,4 +1,4 @@
-"""ONNX files: read with their external data, upgraded where old."""
+"""ONNX files: read with their external data, upgraded where old, float32 whatever the precision."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from edgepipe.errors import ModelUnreadable
 from edgepipe.events import stage
 from edgepipe.graph.edit import quantizes_activations
 from edgepipe.model import Model
+from edgepipe.sources.batch import settle_batch
 from edgepipe.sources.fidelity import Trial, run_onnx
 from edgepipe.sources.graph import OPSET, check_valid, first_line, freeze, opset_of
+from edgepipe.sources.precision import compare_original, to_float32
 from edgepipe.sources.source import Fidelity, Request, Source
 
 if TYPE_CHECKING:
@@ -25,22 +27,29 @@ def load_onnx(request: Request) -> Source:
     Raises:
         ModelUnreadable: not an ONNX model, a corrupt one, or external data that is missing.
         ModelError: unknown input sizes, or an opset that cannot be upgraded.
-        FidelityError: upgrading the opset changed what the model computes.
+        FidelityError: upgrading the opset, or taking float32 throughout, changed what the model computes.
     """
     where = str(request.path)
     with stage(request.emit, "load ONNX") as running:
         proto = _read(request)
         check_valid(proto, where)
         opset = opset_of(proto)
-        model = freeze(_copy(proto), request.path.stem, request.input_shape, where)
+        single = _copy(proto)
+        precision = to_float32(single)
+        model = freeze(single, request.path.stem, request.input_shape, where)
+        upgraded = opset_of(model.to_onnx()) != opset
         fidelity = None
-        if opset_of(model.to_onnx()) != opset:
+        if precision:
+            fidelity = compare_original(proto, model, request)
+        elif upgraded:
             fidelity = _compare_upgrade(proto, model, request)
-        running.detail = (
-            "QDQ model, taken as it is" if quantizes_activations(proto.graph) else f"opset {opset}"
-        )
-        if fidelity is not None:
-            running.detail += f", upgraded to {OPSET}; {fidelity}"
+        model = settle_batch(model, request.emit)
+        parts = ["QDQ model, taken as it is" if quantizes_activations(proto.graph) else f"opset {opset}"]
+        if upgraded:
+            parts.append(f"upgraded to {OPSET}")
+        if precision:
+            parts.append(f"{precision} made float32")
+        running.detail = "; ".join(filter(None, [", ".join(parts), str(fidelity or "")]))
     return Source(model=model, origin=request.origin, kind="onnx", fidelity=fidelity)
 
 

@@ -11,6 +11,7 @@ from edgepipe.convert.emission import Emission, PortType
 from edgepipe.errors import OutputError, UsageError
 from edgepipe.events import Emit, silent, stage
 from edgepipe.job import SourceSpec
+from edgepipe.runtime import open_session
 
 FORMATS = ("tflite", "onnx")
 
@@ -36,7 +37,8 @@ def convert(
 
     Raises:
         UsageError: An unknown format, or float16 for ONNX.
-        ModelError: The model is unreadable, or holds an op that the format can't express.
+        ModelError: The model is unreadable, holds an op that the format can't express, or gave a file
+            that the format's runtime refuses.
         OutputError: The file can't be written.
     """
     if to not in FORMATS:
@@ -54,6 +56,7 @@ def convert(
             emission = tflite.emit(source.model, float16=float16, ports=ports or "integer")
         else:
             emission = ort.emit(source.model, activation="int8", ports=ports or "float32")
+        open_session(emission.payload, emission.format)  # what its own runtime refuses is no result
         write_file(output, emission.payload)
     return emission
 

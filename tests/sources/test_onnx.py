@@ -218,3 +218,75 @@ def test_name_that_is_no_text(cnn, tmp_path):
     (tmp_path / "x.onnx").write_bytes(contents)
     with pytest.raises(errors.ModelUnreadable, match="Re\ufffdu"):
         load(str(tmp_path / "x.onnx"))
+
+
+def in_precision(proto, dtype):
+    """The model with all its floats in another precision."""
+    elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = elem_type
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    return proto
+
+
+@pytest.mark.parametrize("opset_version", [13, 18])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_other_precisions_become_float32(cnn, save_onnx, dtype, opset_version):
+    proto, seen = in_precision(cnn(opset=opset_version), dtype), []
+    source = load(save_onnx(proto), emit=seen.append)
+    assert f"{dtype} made float32" in seen[-1].detail
+    assert str(source.model.inputs[0]) == "image float32 [?, 3, 8, 8]"
+    assert source.model.outputs[0].dtype == "float32"
+    assert not {tensor.data_type for tensor in source.model.to_onnx().graph.initializer} & {
+        TensorProto.FLOAT16,
+        TensorProto.DOUBLE,
+    }
+    assert source.fidelity.samples == 8
+    assert source.fidelity.max_abs_error > 0 if dtype == "float16" else source.fidelity.max_abs_error < 1e-4
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(dtype)
+    want = ReferenceEvaluator(proto).run(None, {"image": x})[0]
+    bound = 1e-2 if dtype == "float16" else 1e-5
+    np.testing.assert_allclose(
+        outputs(source.model, x.astype(np.float32)), want, atol=bound * np.abs(want).max()
+    )
+
+
+def test_casts_and_constants_inside_become_float32_too(save_onnx):
+    one = numpy_helper.from_array(np.array([1.5], np.float16), "")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Constant", [], ["one"], value=one),
+        helper.make_node("Add", ["half", "one"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
+    graph = helper.make_graph(nodes, "mixed", values[:1], values[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    source = load(save_onnx(proto))
+    x = np.array([[0.1, 0.2, 0.3, 1000.1]], np.float32)
+    np.testing.assert_array_equal(outputs(source.model, x), x + np.float32(1.5))
+    assert source.fidelity.peak > 0
+
+
+def reshaping(rows, batch):
+    """Relu, then a Reshape to [rows, 12]."""
+    shape = numpy_helper.from_array(np.array([rows, 12]), "shape")
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Reshape", ["r", "shape"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "reshaping",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 2, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 12])],
+        [shape],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_a_batch_that_only_claims_to_be_free_is_fixed(save_onnx):
+    seen = []
+    model = load(save_onnx(reshaping(1, "N")), emit=seen.append).model
+    assert model.inputs[0].shape == (1, 3, 2, 2)
+    assert any(isinstance(event, events.Warned) for event in seen)
+    assert load(save_onnx(reshaping(-1, "N"))).model.inputs[0].shape == (None, 3, 2, 2)
