@@ -9,6 +9,7 @@ from edgepipe.bundle import Port
 from edgepipe.convert import opset, qdq
 from edgepipe.convert.emission import Emission, PortType
 from edgepipe.errors import ModelError, UnsupportedOp
+from edgepipe.graph import edit, overhang
 from edgepipe.graph.edit import is_quantized
 from edgepipe.model import Model, TensorSpec
 from edgepipe.target import Activation
@@ -54,8 +55,8 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
     Raises:
         ModelError: An input or output has a dynamic size besides the batch.
     """
-    proto = model.to_onnx()
     quantized = is_quantized(model)
+    proto = _without_overhangs(model) if quantized else model.to_onnx()
     if quantized:
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
         if activation != "int8-symmetric":  # TensorRT fuses the function with the op before it
@@ -73,6 +74,17 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
         op_counts=_op_counts(proto),
         needs={"onnxruntime": opset.runtime_for(version)},
     )
+
+
+def _without_overhangs(model: Model) -> onnx.ModelProto:
+    """The model with average pools that integer kernels, too, compute as the standard says.
+
+    Those that edgepipe quantizes are so already; models that come in quantized may hold others.
+    """
+    import onnx_ir as ir
+
+    graph_model = edit.open_graph(model)
+    return ir.to_proto(graph_model) if overhang.settle(graph_model.graph) else model.to_onnx()
 
 
 def _port(spec: TensorSpec, grids: dict[str, qdq.PortGrid]) -> Port:

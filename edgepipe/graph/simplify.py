@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepipe.graph import affine, edit, fold, redundant
+from edgepipe.graph import affine, edit, fold, overhang, redundant
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 
@@ -46,6 +46,7 @@ def _simplify(graph_model: ir.Model) -> ir.Model:
         graph_model = edit.with_fresh_shapes(graph_model)
     affine.normalize(graph_model.graph)
     redundant.merge_pads(graph_model.graph)
+    overhang.settle(graph_model.graph)
     redundant.globalize_pools(graph_model.graph)
     common.CommonSubexpressionEliminationPass()(graph_model)
     common.RemoveUnusedNodesPass()(graph_model)
