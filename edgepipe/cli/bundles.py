@@ -120,12 +120,13 @@ def push(
     from edgepipe.bundle import read_bundle
     from edgepipe.report import table
 
+    view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, False, identity, accept_new_host_key, ask_password),
+        ask_place(host, False, identity, accept_new_host_key, view if ask_password else None),
         jobs.current_project(),
         read_bundle(bundle).manifest.target,
     )
-    with ProgressView() as emit:
+    with view as emit:
         pushed = workflow.push(bundle, place, emit=emit)
     print_result(table.push_summary(pushed), pushed, as_json=as_json)
 
@@ -151,13 +152,14 @@ def bench(
     from edgepipe.bundle import read_bundle
     from edgepipe.report import table
 
+    view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, ask_password),
+        ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
         jobs.current_project(),
         target or read_bundle(bundle).manifest.target,
     )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
-    with ProgressView() as emit:
+    with view as emit:
         run = workflow.bench(
             bundle, place, effort, target=target, store=store, emit=emit, command=context.obj
         )
@@ -177,9 +179,11 @@ def probe(
     from edgepipe import workflow
     from edgepipe.report import table
 
+    view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, ask_password), jobs.current_project()
+        ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
+        jobs.current_project(),
     )
-    with ProgressView() as emit:
+    with view as emit:
         facts = workflow.probe(place, emit=emit)
     print_result(table.facts_table(facts), workflow.facts_data(facts), as_json=as_json)

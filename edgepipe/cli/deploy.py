@@ -69,11 +69,14 @@ def deploy(
         seed=seed,
     )  # fmt: skip
     job = jobs.resolve_job(options, project, host)
+    view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, ask_password), project, target
+        ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
+        project,
+        target,
     )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
-    with ProgressView() as emit:
+    with view as emit:
         run = workflow.deploy(
             job, place, effort, store=store, bundle_folder=output, emit=emit, command=context.obj
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -86,6 +88,21 @@ class ProgressView:
         for task in self._tasks.values():  # what an error cut off must not look finished
             self._progress.remove_task(task)
         self._progress.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the terminal to somebody who is asked a question."""
+        live = self._progress.live
+        if not live.is_started:
+            yield
+            return
+        live.transient, kept = True, live.transient  # the bars come back below the answer
+        live.stop()
+        try:
+            yield
+        finally:
+            live.transient = kept
+            live.start()
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""

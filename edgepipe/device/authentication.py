@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from edgepipe.device.ssh_config import Prompt, Route, SshOptions
 from edgepipe.errors import AuthenticationFailed
 
 _PASSWORD_ATTEMPTS = 3
+_TYPING_TIMEOUT_S = 120.0
+"""As long as OpenSSH's server waits for a login by default (LoginGraceTime of sshd_config(5))."""
 
 
 def authenticate(transport: Any, route: Route, options: SshOptions) -> None:
@@ -74,11 +78,11 @@ class _Login:
             password = prompt(f"{self._route}'s password: ")
             return self._attempt(lambda: self._transport.auth_password(user, password, fallback=False))
 
-        def answer(_title: str, _instructions: str, fields: list[tuple[str, bool]]) -> list[str]:
-            return [prompt(f"{self._route}: {text.strip()} ") for text, _ in fields]
+        def ask(question: str) -> str:
+            return prompt(f"{self._route}: {question.strip()} ")
 
         self._tried.append("keyboard-interactive")
-        return self._attempt(lambda: self._transport.auth_interactive(user, answer))
+        return self._attempt(lambda: _interact(self._transport, user, ask))
 
     def _attempt(self, login: Any) -> bool:
         """True where the login is complete; keeps what the server allows next."""
@@ -146,6 +150,33 @@ class _Login:
             + (f". The device takes: {methods}" if methods else ""),
             remedy=f"put a key there with `{command}`, or name the right key or user",
         )
+
+
+def _interact(transport: Any, user: str, ask: Callable[[str], str]) -> Any:
+    """Logs in by keyboard-interactive: whatever the server asks (RFC 4256), the calling thread asks the user.
+
+    paramiko hands questions to its own thread, where Ctrl-C never arrives: it would end edgepipe with the
+    terminal's echo still off.
+    """
+    questions: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    def take(_title: str, _instructions: str, fields: list[tuple[str, bool]]) -> list[str]:
+        questions.put([text for text, _ in fields])
+        return answers.get()
+
+    allowed_s, transport.auth_timeout = transport.auth_timeout, _TYPING_TIMEOUT_S
+    executor = ThreadPoolExecutor(1)
+    login = executor.submit(transport.auth_interactive, user, take)
+    login.add_done_callback(lambda _: questions.put(None))
+    try:
+        while (asked := questions.get()) is not None:
+            answers.put([ask(question) for question in asked])
+    finally:
+        answers.put([])  # paramiko's thread must not wait for what nobody will type
+        executor.shutdown(wait=False)
+        transport.auth_timeout = allowed_s
+    return login.result()
 
 
 @contextmanager

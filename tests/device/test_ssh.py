@@ -373,6 +373,22 @@ def test_a_password_by_prompt(embedded, password_server, tmp_path, methods):
 
 
 @pytest.mark.parametrize("methods", ["password", "keyboard-interactive"])
+def test_questions_are_asked_where_ctrl_c_arrives(embedded, password_server, tmp_path, methods):
+    server = password_server(methods)
+
+    def prompt(text):
+        assert threading.current_thread() is threading.main_thread()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        connect(
+            Host(hostname="127.0.0.1", user="pi", port=server.port),
+            password_options(embedded, tmp_path, prompt),
+        )
+    assert not any(server.tries)
+
+
+@pytest.mark.parametrize("methods", ["password", "keyboard-interactive"])
 def test_wrong_passwords_stay_secret(embedded, password_server, tmp_path, methods):
     server = password_server(methods)
     host = Host(hostname="127.0.0.1", user="pi", port=server.port)
