@@ -95,5 +95,25 @@ def _pad_beforehand(graph: ir.Graph, node: ir.Node, axes: list[_Axis]) -> None:
     sizes = [axis.size + front + back for axis, front, back in zip(axes, before, after, strict=True)]
     padded.shape = None if source.shape is None else ir.Shape([*source.shape[:2], *sizes])
     graph.insert_before(node, pad)
-    node.replace_input_with(0, padded)
+    node.replace_input_with(0, _on_grid_of(graph, source, padded, node))
     node.attributes["pads"] = ir.AttrInt64s("pads", [0] * 2 * len(axes))
+
+
+def _on_grid_of(graph: ir.Graph, source: ir.Value, padded: ir.Value, node: ir.Node) -> ir.Value:
+    """`padded` on the grid of `source`, if that has one.
+
+    ONNX Runtime takes a Pad that stands right before a pool into it, and sets the flag again.
+    """
+    import onnx_ir as ir
+
+    dequantizer = source.producer()
+    if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+        return padded
+    grid, attributes = dequantizer.inputs[1:], list(dequantizer.attributes.values())
+    quantizer = ir.Node("", "QuantizeLinear", [padded, *grid], attributes)
+    again = ir.Node("", "DequantizeLinear", [quantizer.outputs[0], *grid], attributes)
+    integers, real = quantizer.outputs[0], again.outputs[0]
+    integers.name = edit.unused_name(graph, f"{padded.name}.quantized")
+    real.name = edit.unused_name(graph, f"{padded.name}.dequantized")
+    graph.insert_before(node, [quantizer, again])
+    return real
