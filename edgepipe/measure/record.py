@@ -129,7 +129,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         detail: Signal, traceback or last log lines of the failure.
         runtime: "onnxruntime", "litert" or "tflite-runtime".
         runtime_version: Its version there; "" if it failed before that was known.
-        providers: What it ran on.
+        providers: What it ran on; empty if it failed before that was known.
+        providers_asked: Execution providers asked for, the preferred one first; empty for a runtime without.
         threads: Inference threads asked for.
         affinity: Cores that the process was allowed to use.
         latencies_ns: Every timed run, in order.
@@ -161,6 +162,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     runtime_version: str = ""
     providers: tuple[str, ...] = ()
+    providers_asked: tuple[str, ...] = ()
     threads: int
     affinity: tuple[int, ...] = ()
     latencies_ns: tuple[int, ...] = ()
@@ -245,7 +247,7 @@ def _conditions(plan: protocol.Plan, facts: protocol.Facts, kind: Kind) -> Measu
         emulation=facts.emulation,
         runtime=plan.runtime,
         threads=plan.threads,
-        providers=plan.providers,
+        providers_asked=plan.providers,
         governors={policy.name: policy.governor for policy in facts.cpu.policies},
         load_average=facts.load_average,
         cores=facts.cpu.cores,

@@ -105,10 +105,21 @@ def _warnings(measurement: Measurement, latency: Latency) -> Iterator[Finding]:
             measurement.emulation or "embedded device: a process on the host",
             "these are the host CPU's figures; use --host to measure a board",
         )
+    yield from _fallen_back(measurement)
     yield from _unsteady(measurement, latency)
     yield from _disturbed(measurement)
     if energy_of(measurement).missing == "too short":
         yield Finding("too short for energy", "measure for 10 s at least, with 50 updates of the sensor")
+
+
+def _fallen_back(measurement: Measurement) -> Iterator[Finding]:
+    """ONNX Runtime goes on without a provider that its build lacks, or that fails to start."""
+    lacking = [name for name in measurement.providers_asked if name not in measurement.providers]
+    if lacking:
+        yield Finding(
+            f"asked for {', '.join(lacking)}, ran on {', '.join(measurement.providers)}",
+            "install the ONNX Runtime that the board's vendor builds; the one of PyPI is for the CPU",
+        )
 
 
 def _unsteady(measurement: Measurement, latency: Latency) -> Iterator[Finding]:

@@ -60,6 +60,7 @@ def deploy_summary(run: Run, store: Path) -> RenderableType:
     view = view_of(run)
     parts: list[RenderableType] = [_headline(view), Text()]
     parts += [_host_table(view), *(_agreement(run)), _device_table(view)]
+    parts += [Text(why, "dim") for why in text.without_energy(run)]
     parts += _notes(view)
     parts.append(_provenance(run, store))
     return Group(*parts)
@@ -259,12 +260,12 @@ def _device_table(view: RunView) -> Table:
     for each in view.results:
         result, measurement = each.result, each.result.measurement
         runtime = f"{measurement.runtime} {measurement.runtime_version}" if measurement else ""
-        threads = f"\nthreads: {measurement.threads}" if measurement else ""
+        ran_on = f"\n{text.ran_on(measurement)}" if measurement else ""
         memory = measurement.memory.peak_bytes if measurement and measurement.memory else None
         p90 = text.NONE if each.latency is None else text.quantile(each.latency.p90_ns)
         _add(
             table,
-            _two(Text(result.artifact.name, "bold"), runtime + threads),
+            _two(Text(result.artifact.name, "bold"), runtime + ran_on),
             _two(text.median(each.latency), text.median_interval(each.latency)),
             p90,
             _two(text.times(each.speedup), text.times_interval(each.speedup)),

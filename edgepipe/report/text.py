@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgepipe.bundle import Calibration
 from edgepipe.evaluate import Estimate, Evaluation
-from edgepipe.measure import Energy, Interval, Latency
-from edgepipe.store import DataUse
+from edgepipe.measure import Energy, Interval, Latency, Measurement
+from edgepipe.store import DataUse, Run
 from edgepipe.units import format_bytes, format_mj, format_mw, format_ns, format_share
 
 NONE = "–"
@@ -14,6 +14,12 @@ NONE = "–"
 def samples(data: DataUse | Calibration) -> str:
     """``872 samples of val.npz``."""
     return f"{data.samples} samples of {data.source}"
+
+
+def ran_on(measurement: Measurement) -> str:
+    """``CPU, threads: 4``; ONNX Runtime's long names of its execution providers are cut short."""
+    names = [name.removesuffix("ExecutionProvider") for name in measurement.providers]
+    return ", ".join([*names, f"threads: {measurement.threads}"])
 
 
 def share(estimate: Estimate | None) -> str:
@@ -96,6 +102,13 @@ def energy(found: Energy | None) -> str:
         return found.missing
     figure = found.gross_mj if found.net_mj is None else found.net_mj
     return NONE if figure is None else format_mj(figure)
+
+
+def without_energy(run: Run) -> tuple[str, ...]:
+    """``energy none: ina3221: no such sensor``: the readers' own reasons, each once."""
+    powers = [each.measurement.power for each in run.results if each.measurement]
+    notes = dict.fromkeys(power.note for power in powers if power.source == "none" and power.note)
+    return tuple(f"energy none: {note}" for note in notes)
 
 
 def energy_detail(found: Energy | None) -> str:

@@ -66,6 +66,15 @@ def test_chunks_are_joined_in_order():
     assert (found.runtime, found.runtime_version, found.providers) == ("litert", "2.3.0", ("XNNPACK",))
 
 
+def test_what_was_asked_for_stands_beside_what_ran():
+    plan = PLAN._replace(providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    said = SAID._replace(providers=("CPUExecutionProvider",), runs=1)
+    found = from_protocol([protocol.Latencies(0, (1,)), said], plan, facts(), kind="board")
+    assert (found.providers, found.providers_asked) == (("CPUExecutionProvider",), plan.providers)
+    failed = from_protocol([protocol.Failed("crashed", "it crashed", "")], plan, facts(), kind="board")
+    assert failed.providers == ()
+
+
 def test_the_record_survives_json():
     found = from_protocol(EVENTS, PLAN, facts(), kind="embedded")
     assert msgspec.json.decode(msgspec.json.encode(found), type=Measurement) == found

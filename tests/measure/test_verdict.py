@@ -66,6 +66,15 @@ def test_throttling(calm, before, after, bad):
     assert ("throttled" in texts(verdict.reasons)) == bad
 
 
+def test_a_provider_that_did_not_run_is_told(calm):
+    asked = ("TensorrtExecutionProvider", "CPUExecutionProvider")
+    verdict = verdict_of(calm(providers_asked=asked, providers=("CPUExecutionProvider",)))
+    (warning,) = verdict.warnings
+    assert warning.text == "asked for TensorrtExecutionProvider, ran on CPUExecutionProvider"
+    assert "vendor" in warning.advice
+    assert verdict_of(calm(providers_asked=asked, providers=asked)).warnings == ()
+
+
 def clock(window, values):
     times = np.linspace(window.start_ns, window.end_ns, len(values)).astype(int).tolist()
     return Series(name="clock:policy0", unit="khz", t_ns=tuple(times), values=tuple(values))

@@ -55,6 +55,12 @@ def test_nothing_is_fetched_and_nothing_runs(board, embedded, troubled):
         assert attributes.get("href", "#").startswith("#")
 
 
+def test_what_an_artifact_ran_on(board):
+    page = Page(render_report([board]))
+    assert page.text.count("CPU, threads: 4") == 2  # ONNX Runtime, of two artifacts
+    assert page.text.count("XNNPACK, threads: 4") == 2
+
+
 def test_tags_nest(board, embedded, troubled):
     page = Page(render_report([board, embedded, troubled]))
     assert page.problems == []
@@ -162,6 +168,7 @@ def test_no_sensor_no_joule(make_run, measure):
     results = tuple(msgspec.structs.replace(each, measurement=measure(3e6)) for each in board.results)
     text = Page(render_report([msgspec.structs.replace(board, results=results)])).text
     assert "no power sensor on this device" in text
+    assert text.count("energy none: no power sensor was found") == 1
     assert " mJ" not in text
 
 

@@ -36,6 +36,19 @@ def test_a_run_on_a_board(make_run, tmp_path):
     assert "embedded" not in text
 
 
+def test_what_an_artifact_ran_on_stands_below_its_runtime(make_run, tmp_path):
+    device = shown(table.deploy_summary(make_run(), tmp_path)).partition("measured on")[2]
+    assert device.count("CPU, threads: 4") == 2  # ONNX Runtime, of two artifacts
+    assert device.count("XNNPACK, threads: 4") == 2
+
+
+def test_a_missing_energy_says_why(make_run, measure, tmp_path):
+    run = make_run()
+    results = tuple(msgspec.structs.replace(each, measurement=measure(3e6)) for each in run.results)
+    text = shown(table.deploy_summary(msgspec.structs.replace(run, results=results), tmp_path))
+    assert text.count("energy none: no power sensor was found") == 1
+
+
 def test_host_and_device_figures_never_share_a_row(make_run, tmp_path):
     lines = shown(table.deploy_summary(make_run(), tmp_path)).splitlines()
     assert not [line for line in lines if " ms" in line and " dB" in line]
