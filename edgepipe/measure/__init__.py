@@ -13,7 +13,7 @@ from edgepipe.measure.record import (
     from_protocol,
 )
 from edgepipe.measure.statistics import Interval, Latency, latency_of, ratio_of_medians
-from edgepipe.measure.verdict import Finding, Verdict, verdict_of
+from edgepipe.measure.verdict import Finding, Verdict, starved, verdict_of
 from edgepipe.measure.verification import OutputDifference, Verification, verification_from_protocol
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "from_protocol",
     "latency_of",
     "ratio_of_medians",
+    "starved",
     "verdict_of",
     "verification_from_protocol",
 ]

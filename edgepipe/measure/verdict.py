@@ -18,6 +18,7 @@ MAX_CLOCK_CHANGE = 0.05
 MAX_DRIFT = 0.05
 MAX_SWITCHES_HZ = 20
 MIN_CPU_SHARE = 0.9
+_CPU_PROVIDERS = {"CPUExecutionProvider", "XNNPACK", "built-in kernels"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -71,6 +72,25 @@ def throttled(measurement: Measurement) -> tuple[Reading, ...]:
         if (reading.value > before.get((reading.source, reading.name), 0) and not _is_fan(reading))
         or (reading.unit == "flag" and reading.value and reading.name.endswith("-now"))
     )
+
+
+def core_share(measurement: Measurement) -> float | None:
+    """CPU time of the measuring process over the length of the window; None where either is unknown."""
+    window = measurement.window
+    if window is None or window.duration_ns <= 0 or measurement.cpu_ns <= 0:
+        return None
+    return measurement.cpu_ns / window.duration_ns
+
+
+def starved(measurement: Measurement) -> bool:
+    """Whether other processes kept the measuring one from the core that it wanted all the time.
+
+    Of several threads, one at least runs at any time, so that less than one core is too little for any
+    number of them. Only where the CPU computes: a process that waits for an accelerator wants less.
+    """
+    share = core_share(measurement)
+    on_cpu = all(provider in _CPU_PROVIDERS for provider in measurement.providers)
+    return on_cpu and share is not None and share < MIN_CPU_SHARE
 
 
 def _is_fan(reading: Reading) -> bool:
@@ -174,12 +194,17 @@ def _disturbed(measurement: Measurement) -> Iterator[Finding]:
         load = f"{measurement.load_average:.1f} on {measurement.cores} cores"
         yield Finding(f"the load average was {load} before the start", "stop what else runs on the device")
     switches_hz = measurement.involuntary_switches / max(window.duration_ns / 1e9, 1e-9)
-    share = measurement.cpu_ns / max(window.duration_ns, 1)
-    starved = measurement.threads == 1 and 0 < share < MIN_CPU_SHARE
-    if switches_hz > MAX_SWITCHES_HZ or starved:
+    if switches_hz > MAX_SWITCHES_HZ or starved(measurement):
+        share = core_share(measurement)
+        cores = "" if share is None else f", {format_share(share)} of a core"
         yield Finding(
-            f"other load: {switches_hz:.0f} involuntary switches a second, {format_share(share)} of a core",
+            f"other load: {switches_hz:.0f} involuntary switches a second{cores}",
             "stop what else runs on the device",
+        )
+    if measurement.cores and measurement.threads > measurement.cores:
+        yield Finding(
+            f"more threads than cores: {measurement.threads} on {measurement.cores}",
+            "threads that share a core wait for each other; ask for no more than there are cores",
         )
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from edgepipe.evaluate import Estimate
-from edgepipe.measure import Interval, Kind, Latency, Measurement, latency_of, ratio_of_medians
+from edgepipe.measure import (
+    Interval,
+    Kind,
+    Latency,
+    Measurement,
+    Verdict,
+    latency_of,
+    ratio_of_medians,
+    starved,
+    verdict_of,
+)
 from edgepipe.measure.statistics import RUNS_NEEDED
+from edgepipe.measure.verdict import core_share
 from edgepipe.store import ArtifactResult, Run
+from edgepipe.units import format_share
 
 
 class ArtifactComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,8 +34,12 @@ class ArtifactComparison(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: Accuracies in both; None without labels.
         latency: Latency statistics in both; None where not measured.
         latency_ratio: Of the medians; None where a barrier forbids it, or one was not measured.
+            Its interval covers the variation within both runs, not that from one run to the next.
+        latency_barriers: Why these two latencies may not be compared: one is INVALID, or other load took
+            the core away.
         peak_memory_bytes: In both; None where unknown.
         differences: What else differs, and so has a part in the ratio: runtime, threads, governor.
+        verdicts: On both measurements, with all that weakens them; None where not measured.
     """
 
     name: str
@@ -32,6 +50,8 @@ class ArtifactComparison(msgspec.Struct, frozen=True, kw_only=True):
     latency_ratio: Interval | None
     peak_memory_bytes: tuple[int | None, int | None]
     differences: tuple[str, ...]
+    latency_barriers: tuple[str, ...] = ()
+    verdicts: tuple[Verdict | None, Verdict | None] = (None, None)
 
 
 class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +102,23 @@ def compare(first: Run, second: Run) -> RunComparison:
     )
 
 
+def caveats_of(comparison: RunComparison) -> tuple[str, ...]:
+    """What weakens the measurements on either side, each once, with the artifacts that it concerns."""
+    seen: dict[str, dict[str, list[str]]] = {}
+    for artifact in comparison.artifacts:
+        for label, verdict in zip("AB", artifact.verdicts, strict=True):
+            for warning in verdict.warnings if verdict else ():
+                seen.setdefault(warning.text, {}).setdefault(artifact.name, []).append(label)
+    found = []
+    for text, sides in seen.items():
+        everywhere = len(sides) == len(comparison.artifacts) and all(
+            len(each) == 2 for each in sides.values()
+        )
+        who = ", ".join(f"{name} in {' and '.join(labels)}" for name, labels in sides.items())
+        found.append(text if everywhere else f"{who}: {text}")
+    return tuple(found)
+
+
 def _latency_barriers(first: Run, second: Run) -> tuple[str, ...]:
     found = []
     if first.kind != second.kind:
@@ -124,21 +161,38 @@ def _compare_results(
     first: ArtifactResult, second: ArtifactResult, *, comparable: bool
 ) -> ArtifactComparison:
     before, after = first.measurement, second.measurement
+    latency = _latency(before), _latency(after)
+    verdicts = _verdict(before, latency[0]), _verdict(after, latency[1])
+    barriers = (*_barriers("A", before, verdicts[0]), *_barriers("B", after, verdicts[1]))
     differences: tuple[str, ...] = ()
     ratio = None
     if before and after and min(len(before.latencies_ns), len(after.latencies_ns)) >= RUNS_NEEDED[0.5]:
         differences = _differences(before, after)
-        ratio = ratio_of_medians(after.latencies_ns, before.latencies_ns) if comparable else None
+        if comparable and not barriers:
+            ratio = ratio_of_medians(after.latencies_ns, before.latencies_ns)
     return ArtifactComparison(
         name=first.artifact.name,
         same_file=first.artifact.digest == second.artifact.digest,
         size_bytes=(first.artifact.size_bytes, second.artifact.size_bytes),
         accuracy=(_accuracy(first), _accuracy(second)),
-        latency=(_latency(first), _latency(second)),
+        latency=latency,
         latency_ratio=ratio,
         peak_memory_bytes=(_peak_bytes(first), _peak_bytes(second)),
         differences=differences,
+        latency_barriers=barriers if comparable else (),
+        verdicts=verdicts,
     )
+
+
+def _barriers(label: str, measurement: Measurement | None, verdict: Verdict | None) -> Iterator[str]:
+    """Why a measurement's latency may be set against no other's."""
+    if measurement is None or verdict is None:
+        return
+    for reason in verdict.reasons:
+        yield f"{label} is {verdict.state}: {reason.text}"
+    if starved(measurement):
+        share = format_share(core_share(measurement) or 0.0)
+        yield f"in {label} other processes left it {share} of a core: stop them and measure again"
 
 
 def _differences(first: Measurement, second: Measurement) -> tuple[str, ...]:
@@ -163,8 +217,12 @@ def _accuracy(result: ArtifactResult) -> Estimate | None:
     return comparison.accuracy if comparison else None
 
 
-def _latency(result: ArtifactResult) -> Latency | None:
-    return latency_of(result.measurement) if result.measurement else None
+def _latency(measurement: Measurement | None) -> Latency | None:
+    return latency_of(measurement) if measurement else None
+
+
+def _verdict(measurement: Measurement | None, latency: Latency | None) -> Verdict | None:
+    return verdict_of(measurement, latency) if measurement else None
 
 
 def _peak_bytes(result: ArtifactResult) -> int | None:

@@ -15,7 +15,7 @@ from edgepipe.bundle import Artifact, Bundle
 from edgepipe.convert.emission import Emission
 from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.report import text
-from edgepipe.report.compare import ArtifactComparison, RunComparison, compare
+from edgepipe.report.compare import ArtifactComparison, RunComparison, caveats_of, compare
 from edgepipe.report.device import facts_table, push_summary
 from edgepipe.report.view import MARKS, RunView, notes_of, view_of
 from edgepipe.store import ResultSummary, Run, RunSummary
@@ -35,6 +35,11 @@ __all__ = [
 ]
 
 REPORT = "report.html"
+MAX_NOTE_LINES = 8
+WITHIN_RUNS = (
+    "intervals cover the variation within each run alone: only runs repeated in turn tell a small difference"
+    " from noise"
+)
 _WHOLE = ("artifact", "verdict")
 _STYLES = {"VALID": "bold green", "INVALID": "bold red", "NOT MEASURED": "bold yellow"}
 
@@ -185,8 +190,16 @@ def comparison_table(comparison: RunComparison) -> RenderableType:
     ):
         parts += [Text(f"{what} not comparable: {why}", "bold red") for why in barriers]
     for artifact in comparison.artifacts:
+        barred = (f"{artifact.name} is not comparable: {why}" for why in artifact.latency_barriers)
+        parts += [Text(line, "bold red") for line in barred]
         parts += [Text(f"{artifact.name}: {why}", "yellow") for why in artifact.differences]
     parts += [Text(why, "yellow") for why in comparison.notes]
+    caveats = caveats_of(comparison)
+    parts += [Text(why, "yellow") for why in caveats[:MAX_NOTE_LINES]]
+    if len(caveats) > MAX_NOTE_LINES:
+        parts.append(Text(f"and {len(caveats) - MAX_NOTE_LINES} more: see `edgepipe runs show`", "yellow"))
+    if any(artifact.latency_ratio for artifact in comparison.artifacts):
+        parts.append(Text(WITHIN_RUNS, "dim"))
     for label, names in (("A", comparison.only_first), ("B", comparison.only_second)):
         if names:
             parts.append(Text(f"only in {label}: {', '.join(names)}", "dim"))

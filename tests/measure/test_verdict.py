@@ -75,6 +75,11 @@ def test_a_provider_that_did_not_run_is_told(calm):
     assert verdict_of(calm(providers_asked=asked, providers=asked)).warnings == ()
 
 
+def test_a_process_that_waits_for_an_accelerator_is_not_starved(calm):
+    found = verdict_of(calm(cpu_ns=1_000_000, providers=("CUDAExecutionProvider", "CPUExecutionProvider")))
+    assert found.warnings == ()
+
+
 def clock(window, values):
     times = np.linspace(window.start_ns, window.end_ns, len(values)).astype(int).tolist()
     return Series(name="clock:policy0", unit="khz", t_ns=tuple(times), values=tuple(values))
@@ -95,7 +100,9 @@ def test_a_moving_clock_is_told_but_only_within_the_window(calm):
         ({"clock_resolution_ns": 1e6}, "over 1 % of the median"),
         ({"involuntary_switches": 10_000}, "other load"),
         ({"cpu_ns": 1_000_000}, "other load"),
+        ({"cpu_ns": 1_000_000, "threads": 4}, "other load"),
         ({"cores": 4, "load_average": 5.0}, "load average"),
+        ({"cores": 2, "threads": 99}, "more threads than cores: 99 on 2"),
     ],
 )
 def test_conditions_that_weaken(calm, changes, expected):

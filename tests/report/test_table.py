@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from device_agent import protocol
+from edgepipe.measure import Reading
 from edgepipe.report import table
 from edgepipe.store import save_run, summarize
 
@@ -165,6 +166,72 @@ def test_barriers_to_latency(make_run, changes, barrier):
     assert any(barrier in why for why in comparison.latency_barriers)
     assert comparison.accuracy_barriers == ()
     assert comparison.artifacts[0].latency_ratio is None
+
+
+def with_measurements(run, **changes):
+    results = tuple(
+        msgspec.structs.replace(each, measurement=msgspec.structs.replace(each.measurement, **changes))
+        for each in run.results
+    )
+    return msgspec.structs.replace(run, results=results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"cpu_ns": 1}, "in B other processes left it 0.0 % of a core"),
+        (
+            {"throttle_after": (Reading(source="rpi", name="throttled-now", value=1, unit="flag"),)},
+            "B is INVALID: the device throttled",
+        ),
+    ],
+)
+def test_latencies_that_other_load_or_throttling_made_are_not_compared(make_run, changes, why):
+    run = make_run()
+    comparison = table.compare(run, with_measurements(run, **changes))
+    assert all(each.latency_ratio is None for each in comparison.artifacts)
+    assert all(why in each.latency_barriers[0] for each in comparison.artifacts)
+    text = shown(table.comparison_table(comparison), width=200)
+    assert f"int8.tflite is not comparable: {why}" in text
+    assert table.compare(run, run).artifacts[0].latency_barriers == ()
+
+
+def test_an_accelerators_process_may_wait(make_run):
+    run = with_measurements(make_run(), cpu_ns=1, providers=("TensorrtExecutionProvider",))
+    assert table.compare(run, run).artifacts[0].latency_ratio
+
+
+def test_a_comparison_says_what_weakens_it(make_run):
+    run, loud = make_run(), with_measurements(make_run(), governors={"policy0": "ondemand"})
+    lines = shown(table.comparison_table(table.compare(loud, loud)), width=300).splitlines()
+    governor = [line for line in lines if "governor is ondemand" in line]
+    assert [line.strip() for line in governor] == [
+        "the CPU frequency governor is ondemand, not performance"  # once, as all have it
+    ]
+    text = shown(table.comparison_table(table.compare(run, loud)), width=300)
+    assert "int8.tflite in B: the CPU frequency governor is ondemand" in text
+    assert "within each run alone" in text
+    assert msgspec.json.encode(table.compare(run, loud))
+
+
+def test_many_caveats_are_cut_short(make_run):
+    run = make_run()
+    results = tuple(
+        msgspec.structs.replace(
+            each,
+            measurement=msgspec.structs.replace(
+                each.measurement,
+                governors={"policy0": f"governor{n}"},
+                load_average=10.0 + n,
+                involuntary_switches=10**6 * (n + 1),
+            ),
+        )
+        for n, each in enumerate(run.results)
+    )
+    text = shown(
+        table.comparison_table(table.compare(run, msgspec.structs.replace(run, results=results))), 300
+    )
+    assert "and 4 more: see `edgepipe runs show`" in text
 
 
 def test_two_emulated_runs_are_not_compared(make_run):
