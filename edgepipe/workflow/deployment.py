@@ -15,7 +15,7 @@ import edgepipe
 from device_agent import protocol
 from edgepipe.bundle import Bundle, check_bundle_folder, check_writable, read_bundle
 from edgepipe.device.push import push as push_bundle
-from edgepipe.events import Emit, silent
+from edgepipe.events import Emit, silent, stage
 from edgepipe.job import Effort, Job, Place
 from edgepipe.report.html import write_report
 from edgepipe.store import RECORD, ArtifactResult, DataUse, Run, new_run_id, save_run
@@ -87,7 +87,7 @@ def deploy(
             run = _run(run_id, created, made.bundle, device, results)
             run = msgspec.structs.replace(run, command=command, steps=made.steps)
             run = _with_evaluation(run, prepared, judged)
-            _keep(run, store)
+            _keep(run, store, emit)
     raise_if_nothing_ran(run)
     return run
 
@@ -130,7 +130,7 @@ def bench(
     run = _run(run_id, created, bundle, device, results)
     run = msgspec.structs.replace(run, command=command, target=board.name)
     with _whole_or_gone(store / run.id):
-        _keep(run, store)
+        _keep(run, store, emit)
     raise_if_nothing_ran(run)
     return run
 
@@ -222,7 +222,8 @@ def _whole_or_gone(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep(run: Run, store: Path) -> None:
+def _keep(run: Run, store: Path, emit: Emit) -> None:
     """Stores the run with its report."""
-    folder = save_run(store, run)
-    write_report([run], folder / REPORT)
+    with stage(emit, "write report"):
+        folder = save_run(store, run)
+        write_report([run], folder / REPORT)

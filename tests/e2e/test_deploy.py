@@ -45,6 +45,11 @@ def test_the_record_is_what_was_printed(deployed):
     assert folder.name == run.id
 
 
+def test_nothing_takes_long_in_silence(deployed):
+    """Saving and drawing hundreds of thousands of latencies takes a while."""
+    assert re.search(r"✓ write report \d+\.\d s", deployed.outcome.stderr)
+
+
 def test_both_artifacts_and_their_float_references_are_in_the_bundle(deployed):
     folder, run = run_of(deployed)
     bundle = read_bundle(folder / "bundle")  # checks every digest
