@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edgepipe.errors import ModelError, ModelNotFound, ModelUnreadable, UsageError
 from edgepipe.events import Emit, silent
 from edgepipe.sources.source import Fidelity, Kind, Request, Source
@@ -51,7 +53,8 @@ def load(
     Raises:
         ModelNotFound: no such file, folder or factory.
         ModelUnreadable: not a model, a corrupt one, or a factory that raised.
-        ModelError: input sizes that are unknown, or a model that is quantized already.
+        ModelError: input sizes that are unknown, a batch that is fixed at several samples, a weight that
+            is NaN, or a TFLite model that is quantized already.
         UnsupportedOp: an op that the converter does not know.
         FidelityError: the ONNX graph computes something else than the source.
         MissingExtra: torch or TensorFlow is needed and not installed.
@@ -69,7 +72,10 @@ def load(
         emit=emit,
     )
     _check(request)
-    return _loader(path, factory)(request)
+    loaded = _loader(path, factory)(request)
+    from edgepipe.sources.batch import free_batch
+
+    return msgspec.structs.replace(loaded, model=free_batch(loaded.model, request.origin))
 
 
 def _check(request: Request) -> None:

@@ -30,12 +30,14 @@ def freeze(proto: onnx.ModelProto, name: str, input_shape: tuple[int, ...] | Non
     """Upgrades, sizes, checks and freezes `proto`, which it may change.
 
     Raises:
-        ModelError: an input has an unknown size other than the batch, or the graph has no inputs.
+        ModelError: an input has an unknown size other than the batch, the graph has no inputs, or a
+            weight is NaN.
         ModelUnreadable: the checker or ONNX Runtime refuses the graph.
         UnsupportedOp: ONNX Runtime knows no kernel for an op.
     """
     _mark_dynamic(proto)
     check_valid(proto, where)
+    _refuse_nan(proto, where)
     proto = upgrade(proto, where)
     resize_input(proto, input_shape, where)
     _require_known_sizes(proto, where)
@@ -136,6 +138,28 @@ def check_runs(payload: bytes, where: str) -> None:
         ) from error
 
 
+def _refuse_nan(proto: onnx.ModelProto, where: str) -> None:
+    """Infinity has its uses, as in masks; NaN has none, and its results would be blamed on the data."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    for tensor in proto.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        try:
+            values = numpy_helper.to_array(tensor)
+        except ValueError:  # of another length than its shape says: ONNX Runtime tells it
+            continue
+        broken = int(np.count_nonzero(np.isnan(values)))
+        if broken:
+            raise ModelError(
+                "a weight of the model is not a number",
+                where=f"{where}, tensor {tensor.name}",
+                got=f"{broken} of {values.size} values are NaN",
+                remedy="the model was saved broken, perhaps after its training diverged: take an earlier one",
+            )
+
+
 def opset_of(proto: onnx.ModelProto) -> int:
     """The version of the standard op set that the model uses; 0 where it names none."""
     return max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
@@ -154,7 +178,7 @@ def upgrade(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return proto
     try:
         return version_converter.convert_version(proto, OPSET)
-    except (RuntimeError, ValueError) as error:
+    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"the model cannot be upgraded from opset {opset} to {OPSET}",
             where=where,

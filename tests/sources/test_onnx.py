@@ -290,3 +290,39 @@ def test_a_batch_that_only_claims_to_be_free_is_fixed(save_onnx):
     assert model.inputs[0].shape == (1, 3, 2, 2)
     assert any(isinstance(event, events.Warned) for event in seen)
     assert load(save_onnx(reshaping(-1, "N"))).model.inputs[0].shape == (None, 3, 2, 2)
+
+
+def test_a_batch_of_several_is_freed(cnn, save_onnx):
+    proto = cnn(batch=4)
+    model = load(save_onnx(proto)).model
+    assert (model.inputs[0].shape, model.outputs[0].shape) == ((None, 3, 8, 8), (None, 5))
+    x = np.random.default_rng(1).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    want = ReferenceEvaluator(proto).run(None, {"image": x})[0]
+    np.testing.assert_allclose(outputs(model, x[:1]), want[:1], rtol=1e-4, atol=1e-5)
+    reshaped = load(save_onnx(reshaping(4, 4))).model
+    assert outputs(reshaped, x[:3, :, :2, :2]).shape == (3, 12)
+
+
+def test_a_batch_that_mixes_samples_is_refused(save_onnx):
+    proto = reshaping(4, 4)
+    proto.graph.node[0].CopyFrom(helper.make_node("Softmax", ["x"], ["r"], axis=0))
+    with pytest.raises(errors.ModelError, match="fixed at 4 samples") as caught:
+        load(save_onnx(proto))
+    assert "batch of one" in caught.value.remedy
+
+
+def test_weights_that_are_nan_are_named(cnn, save_onnx):
+    proto = cnn()
+    weight = numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    weight[1, 0] = np.nan
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    with pytest.raises(errors.ModelError, match="tensor w") as caught:
+        load(save_onnx(proto))
+    assert caught.value.got == "9 of 108 values are NaN"
+
+
+def test_an_unknown_tensor_type_in_an_old_model(cnn, save_onnx):
+    proto = cnn(opset=13)
+    proto.graph.initializer[0].data_type = 29
+    with pytest.raises(errors.ModelError):
+        load(save_onnx(proto))
