@@ -56,7 +56,7 @@ def write(
     requantized = [
         (node, value, placed[node.outputs[0]])
         for node in plan.keeping
-        for value in activations(node)
+        for value in dict.fromkeys(activations(node))
         if value in placed and placed[value] != placed[node.outputs[0]]  # a constant is on it already
     ]
     pairs = {value: _write_pair(graph, value, grid) for value, grid in placed.items()}

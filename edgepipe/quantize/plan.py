@@ -1,4 +1,4 @@
-"""What to quantize: which nodes, which tensors, and which of them must share one grid.
+"""What to quantize: which nodes, which tensors, and whose grid is known beforehand.
 
 The rules are those of integer kernels, TFLite's above all, since its graph holds no float op at all:
 pools and layout changes keep their input's grid, concatenation wants one grid for all its inputs,
@@ -36,7 +36,9 @@ FIXED = {"Softmax": PROBABILITY, "Sigmoid": PROBABILITY, "LogSoftmax": LOG_PROBA
 CLIPPING = frozenset({"Relu", "Clip"})
 """Activation functions that linear ops take in."""
 _TAKES_CLIPPING = LINEAR | {"Add", "Sub", "Mul"}
-_ONE_DATA_INPUT = KEEPING - {"Concat", "Max", "Min"}
+JOINING = frozenset({"Concat", "Max", "Min"})
+"""Those of them with several inputs."""
+_ONE_DATA_INPUT = KEEPING - JOINING
 """Ops whose inputs after the first are shapes, axes and the like."""
 
 
@@ -46,7 +48,6 @@ class Plan(msgspec.Struct, frozen=True):
     Attributes:
         linears: Ops with a constant weight.
         tensors: Activations that get a grid, in order of computation.
-        groups: Sets of them that share one, each in that order; every tensor is in exactly one.
         fixed: Those whose grid is known beforehand.
         clipped: Activation functions that belong to the op before them.
         keeping: Ops whose inputs must be on their output's grid.
@@ -56,7 +57,6 @@ class Plan(msgspec.Struct, frozen=True):
 
     linears: tuple[ir.Node, ...]
     tensors: tuple[ir.Value, ...]
-    groups: tuple[tuple[ir.Value, ...], ...]
     fixed: dict[ir.Value, Grid]
     clipped: tuple[ir.Node, ...]
     keeping: tuple[ir.Node, ...]
@@ -87,7 +87,6 @@ def make_plan(graph: ir.Graph, *, symmetric: bool) -> Plan:
             node for node in quantized if node.op_type in LINEAR and edit.constant_input(node, 1) is not None
         ),
         tensors=tuple(tensors),
-        groups=_groups(tensors, keeping, fixed),
         fixed=fixed,
         clipped=tuple(clipped),
         keeping=tuple(keeping),
@@ -184,26 +183,3 @@ def _holds_constants(grid: Grid, node: ir.Node) -> bool:
         if array is not None and array.size and not (grid.low <= array.min() and array.max() <= grid.high):
             return False
     return True
-
-
-def _groups(
-    tensors: list[ir.Value], keeping: list[ir.Node], fixed: dict[ir.Value, Grid]
-) -> tuple[tuple[ir.Value, ...], ...]:
-    """Joins tensors that an op of `keeping` connects; those with a fixed grid stay alone."""
-    leader = {value: value for value in tensors}
-
-    def find(value: ir.Value) -> ir.Value:
-        while leader[value] is not value:
-            value = leader[value]
-        return value
-
-    for node in keeping:
-        linked = [
-            value for value in [*activations(node), *node.outputs] if value in leader and value not in fixed
-        ]
-        for value in linked[1:]:
-            leader[find(value)] = find(linked[0])
-    groups: dict[ir.Value, list[ir.Value]] = {}
-    for value in tensors:
-        groups.setdefault(find(value), []).append(value)
-    return tuple(tuple(group) for group in groups.values())

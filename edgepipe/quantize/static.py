@@ -13,6 +13,7 @@ from edgepipe.graph import edit
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
+from edgepipe.quantize.groups import share_grids
 from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.ranges import Algorithm, Observation, Watch, choose_grid, joined, observe
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
@@ -97,7 +98,8 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
 
     def _grids(self, plan: Plan, seen: dict[str, Observation], *, symmetric: bool) -> dict[ir.Value, Grid]:
         grids = dict(plan.fixed)
-        for group in plan.groups:
+        ranges = {value: _span(seen[str(value.name)]) for value in plan.tensors}
+        for group in share_grids(plan, ranges):
             if group[0] in grids:
                 continue
             together = joined([seen[str(value.name)] for value in group])
@@ -111,6 +113,10 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         source = node.inputs[0]
         mean = seen[_source(node)].mean if self.bias_correction else None
         return quantize_linear(node, grids[source], self.weights, mean)  # type: ignore[index]
+
+
+def _span(seen: Observation) -> tuple[float, float]:
+    return seen.low, seen.high
 
 
 def _check_opset(model: Model) -> None:

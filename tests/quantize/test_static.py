@@ -355,3 +355,49 @@ def test_what_joins_a_probability_need_not_be_one(build_model, quantize, compute
     simple, result, samples = quantize(model)
     for exact, found in zip(compute(simple, samples), compute(result, samples), strict=True):
         assert sqnr_db(exact, found) > 30
+
+
+SCALES = """net (float[n,3,8,8] x) => (float[n,5,8,8] y, float[n,4,8,8] z) {{
+    a = Conv(x, w)
+    b = Conv(x, large)
+    j = {join}
+    y = Conv(j, v)
+    {last}
+}}"""
+JOINTS = ["Concat<axis=1>(a, b, a)", "Max(a, b)", "Min(b, a)"]
+
+
+@pytest.fixture
+def scales(build_model):
+    def build(join, *, factor, read_elsewhere):
+        last = "z = Conv(a, u)" if read_elsewhere else "z = Conv(x, t)"
+        weight = normal(4, 3, 1, 1)
+        return build_model(
+            SCALES.format(join=join, last=last),
+            w=weight, large=np.roll(weight, 1, 0) * np.float32(factor),
+            v=normal(5, 12 if "Concat" in join else 4, 1, 1), u=normal(4, 4, 1, 1), t=normal(4, 3, 1, 1),
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.mark.parametrize("join", JOINTS)
+def test_readers_of_a_narrow_input_do_not_lose_bits_to_a_wide_one(scales, quantize, compute, read_qdq, join):
+    simple, result, samples = quantize(scales(join, factor=30, read_elsewhere=True))
+    qdq = read_qdq(result)
+    assert qdq.grid("j") == qdq.grid("b")
+    assert qdq.grid("j")[0] > 10 * qdq.grid("a")[0]
+    scales_in = {float(qdq.constants[qdq.producers[name].input[1]]) for name in qdq.producers["j"].input}
+    assert scales_in == {qdq.grid("j")[0]}
+    assert sqnr_db(compute(simple, samples)[1], compute(result, samples)[1]) > 30
+
+
+@pytest.mark.parametrize("join", JOINTS)
+@pytest.mark.parametrize(("factor", "read_elsewhere"), [(30, False), (1, True)])
+def test_inputs_share_one_grid_where_no_reader_loses_by_it(
+    scales, quantize, read_qdq, join, factor, read_elsewhere
+):
+    qdq = read_qdq(quantize(scales(join, factor=factor, read_elsewhere=read_elsewhere))[1])
+    assert qdq.grid("a") == qdq.grid("b") == qdq.grid("j")
+    taken = [qdq.producers[name] for name in qdq.producers["j"].input]
+    assert all(qdq.producers[each.input[0]].input[0] in ("a", "b") for each in taken)
