@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import socket
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ class _Login:
         self._options = options
         self._allowed = ["publickey"]
         self._tried: list[str] = []
+        self._locked: list[Path] = []
 
     def run(self) -> None:
         import paramiko
@@ -127,6 +129,7 @@ class _Login:
         except (paramiko.SSHException, OSError, ValueError) as error:
             self._tried.append(f"not key {path.name}, which cannot be read ({type(error).__name__})")
             return None
+        self._locked.append(path)
         prompt = self._options.prompt
         if prompt is None:
             self._tried.append(f"not key {path.name}, which needs a passphrase and nobody can be asked")
@@ -141,14 +144,17 @@ class _Login:
         tried = [*self._tried, *([ending] if ending else [])]
         methods = ", ".join(self._allowed)
         port = "" if self._route.port == DEFAULT_PORT else f"-p {self._route.port} "
-        command = f"ssh-copy-id {port}{self._route.user}@{self._route.hostname}"
+        remedy = f"put a key there with `ssh-copy-id {port}{self._route.user}@{self._route.hostname}`"
+        if self._locked:
+            keys = " ".join(shlex.quote(str(path)) for path in self._locked)
+            remedy = f"unlock the key for the ssh-agent with `ssh-add {keys}`"
         return AuthenticationFailed(
             "the device let nobody in",
             where=str(self._route),
             got="tried: "
             + ("; ".join(tried) or "nothing, as no key was found")
             + (f". The device takes: {methods}" if methods else ""),
-            remedy=f"put a key there with `{command}`, or name the right key or user",
+            remedy=f"{remedy}, or name the right key or user",
         )
 
 

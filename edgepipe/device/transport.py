@@ -52,9 +52,11 @@ def parse_host(text: str) -> Host:
     """Reads ``[user@]hostname[:port]``; an IPv6 address with a port stands in brackets.
 
     Raises:
-        UsageError: The text is no such thing.
+        UsageError: The text is no such thing. It is not repeated where it may hold a password.
     """
     user, at, rest = text.strip().rpartition("@")
+    if ":" in user:
+        raise _secret_in_host(rest)
     hostname, port = _split_port(rest, text)
     if (at and not user) or not hostname or any(char.isspace() or char in "/,'\"" for char in user + rest):
         raise _bad_host(text)
@@ -79,6 +81,15 @@ def _parse_port(digits: str, text: str) -> int:
     if not (digits.isascii() and digits.isdigit() and 0 < int(digits[:6]) < 65536):
         raise _bad_host(text)
     return int(digits)
+
+
+def _secret_in_host(rest: str) -> UsageError:
+    return UsageError(
+        "the host is not of the form user@address: nothing may follow the user's name, above all no password",
+        where="--host",
+        got=f"a colon before @{rest}",
+        remedy="write user@address, and have the password asked for with --ask-password",
+    )
 
 
 def _bad_host(text: str) -> UsageError:

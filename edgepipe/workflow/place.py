@@ -65,10 +65,13 @@ def check_place(place: Place) -> None:
     """Makes sure that a place names one device, before any work.
 
     Raises:
-        UsageError: It names none or two, or the host is not of the form user@address.
+        UsageError: It names none or two, the host is not of the form user@address, or the private
+            key is no file.
     """
     from edgepipe.device.transport import parse_host
 
+    if place.host is not None:
+        parse_host(place.host)  # first: whatever else is wrong, only a host that was read is repeated
     choice = "a board with --host user@address, or the embedded device with --emulate"
     if place.host is None and not place.emulate:
         raise UsageError("no device is named", remedy=f"name {choice}")
@@ -76,8 +79,13 @@ def check_place(place: Place) -> None:
         raise UsageError(
             "--host and --emulate contradict each other", got=f"--host {place.host}", remedy=f"take {choice}"
         )
-    if place.host is not None:
-        parse_host(place.host)
+    if place.identity is not None and not place.identity.expanduser().is_file():
+        raise UsageError(
+            "there is no such private key file",
+            where="--identity",
+            got=str(place.identity),
+            remedy="name the file of a private key, such as ~/.ssh/id_ed25519",
+        )
 
 
 def _connect(place: Place, stack: ExitStack) -> tuple[Transport, Kind, str]:

@@ -221,6 +221,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(openssh, tmp_path, kind, keyge
             with pytest.raises(AuthenticationFailed) as error:
                 connect(openssh.host, changed(openssh, identity_files=(key,), prompt=wrong_prompt))
             assert said in error.value.got
+            assert f"ssh-add {key}" in error.value.remedy
             assert SECRET not in repr(error.value) + str(error.value)
 
 

@@ -1,6 +1,7 @@
 """Programs on a device behave the same over OpenSSH, on the embedded device, and locally."""
 
 import os
+import re
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,14 @@ def test_a_bad_host_is_one_clear_error(text):
     with pytest.raises(UsageError) as error:
         parse_host(text)
     assert "user@address" in error.value.remedy
+
+
+@pytest.mark.parametrize("text", ["root:hunter2@board", "root:hun@ter2@board:22", ":hunter2@", "a:hunter2@b"])
+def test_a_password_in_the_host_is_refused_and_not_repeated(text):
+    with pytest.raises(UsageError) as error:
+        parse_host(text)
+    assert "--ask-password" in error.value.remedy
+    assert not re.search("hun|ter2", str(error.value))
 
 
 @given(
