@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepipe.bundle import Calibration
-from edgepipe.data import Dataset
+from edgepipe.data import Dataset, digest_rows
 from edgepipe.errors import DataEmpty, DataShapeMismatch, LabelsOutOfRange
 
 CONFIDENCE = 0.95
@@ -134,9 +134,10 @@ def evaluate(
     """
     _check_shapes(reference, outputs, data)
     comparison = None
-    if (scores := _class_scores(reference, data)) is not None:
-        labels = _labels(data, scores.shape[1])
-        comparison = compare(_classes(scores), _classes(outputs[0].reshape(scores.shape)), labels)
+    before, after = predictions(reference, reference, data), predictions(reference, outputs, data)
+    classes = class_count(data.x.shape[1:], [output.shape[1:] for output in reference])
+    if before is not None and after is not None and classes is not None:
+        comparison = compare(before, after, _labels(data, classes))
     return Evaluation(
         samples=len(data),
         data_source=data.source,
@@ -146,6 +147,54 @@ def evaluate(
         fidelity=tuple(map(fidelity, reference, outputs)),
         comparison=comparison,
     )
+
+
+def class_count(sample: Sequence[int | None], outputs: Sequence[Sequence[int | None]]) -> int | None:
+    """How many classes a model tells apart; None where it is no classifier.
+
+    A classifier has one output, with one axis of more than one element: a score for each class. A
+    single number tells two classes apart, where there are labels; without it is any quantity. An
+    output as large as the input is a reconstruction.
+
+    Args:
+        sample: Shape of the input without the batch.
+        outputs: Shape of each output without the batch.
+    """
+    if len(outputs) != 1:
+        return None
+    sizes = [size for size in outputs[0] if size != 1]
+    if not sizes:
+        return 2
+    size = sizes[0]
+    if len(sizes) > 1 or size is None:
+        return None
+    return None if None not in sample and math.prod(each or 1 for each in sample) == size else size
+
+
+def predictions(
+    reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]], data: Dataset
+) -> NDArray[np.int64] | None:
+    """The class that is named for each sample: int64 [n]; None where the model is no classifier.
+
+    The class with the highest score; where the model gives one number, class 1 above a half if the
+    float model's numbers are probabilities, else above zero, as for logits. -1, which is no class,
+    where a score is NaN.
+
+    Args:
+        reference: Outputs of the float model: float32 [n, ...] each. They say where to decide.
+        outputs: Outputs of what names the classes, in the same shapes.
+        data: The samples.
+    """
+    if class_count(data.x.shape[1:], [output.shape[1:] for output in reference]) is None:
+        return None
+    scores = outputs[0].reshape(len(data), -1)
+    if scores.shape[1] == 1:
+        if data.y is None:
+            return None
+        probable = bool(np.all((reference[0] >= 0) & (reference[0] <= 1)))
+        scores = np.concatenate([np.full_like(scores, 0.5 if probable else 0.0), scores], axis=1)
+    classes: NDArray[np.int64] = np.where(np.isnan(scores).any(1), -1, scores.argmax(1))
+    return classes
 
 
 def fidelity(reference: NDArray[Any], output: NDArray[Any]) -> Fidelity:
@@ -297,27 +346,6 @@ def _check_shapes(reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[A
         )
 
 
-def _class_scores(reference: Sequence[NDArray[Any]], data: Dataset) -> NDArray[Any] | None:
-    """The scores [n, classes] of a classifier; None where the model is something else.
-
-    A classifier has one output with one axis of more than one element. An output as large as the
-    input, without labels, is a reconstruction.
-    """
-    if len(reference) != 1:
-        return None
-    sizes = [size for size in reference[0].shape[1:] if size != 1]
-    if len(sizes) != 1 or (data.y is None and data.x[0].size == sizes[0]):
-        return None
-    scores: NDArray[Any] = reference[0].reshape(len(data), sizes[0])
-    return scores
-
-
-def _classes(scores: NDArray[Any]) -> NDArray[np.int64]:
-    """The class with the highest score; -1, which is no class, where a score is NaN."""
-    classes: NDArray[np.int64] = np.where(np.isnan(scores).any(1), -1, scores.argmax(1))
-    return classes
-
-
 def _labels(data: Dataset, classes: int) -> NDArray[np.int64] | None:
     if data.y is None:
         return None
@@ -344,6 +372,12 @@ def _unfit(data: Dataset, calibration: Calibration | None) -> tuple[str, ...]:
         reasons.append("evaluated on random data")
     if calibration is not None and calibration.random:
         reasons.append("calibrated on random data")
-    if calibration is not None and calibration.digest == data.digest:
+    if calibration is not None and _calibrated_on(data, calibration):
         reasons.append("evaluated on the calibration samples")
     return tuple(reasons)
+
+
+def _calibrated_on(data: Dataset, calibration: Calibration) -> bool:
+    """Whether every sample is one of those that ranges were taken from."""
+    known = frozenset(calibration.sample_digests)
+    return calibration.digest == data.digest or all(digest in known for digest in digest_rows(data.x))

@@ -8,7 +8,16 @@ from scipy import stats
 from edgepipe.bundle import Calibration
 from edgepipe.data import Dataset
 from edgepipe.errors import DataEmpty, DataShapeMismatch, LabelsOutOfRange
-from edgepipe.evaluate import compare, evaluate, mcnemar, paired_difference, sqnr_db, wilson
+from edgepipe.evaluate import (
+    class_count,
+    compare,
+    evaluate,
+    mcnemar,
+    paired_difference,
+    predictions,
+    sqnr_db,
+    wilson,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -199,3 +208,44 @@ def test_swapping_the_models_turns_the_difference(classes):
     assert there.difference.value == pytest.approx(-back.difference.value)
     assert (there.lost, there.gained, there.p_value) == (back.gained, back.lost, back.p_value)
     assert there.agreement == back.agreement
+
+
+def test_a_reconstruction_is_never_a_classifier():
+    data = dataset(40, classes=2)
+    outputs = [data.x + np.float32(0.1)]
+    assert evaluate(outputs, outputs, data).comparison is None
+    assert class_count((1, 8, 8), [(64,)]) is None
+
+
+@pytest.mark.parametrize(
+    ("outputs", "classes"),
+    [
+        ([(5,)], 5),
+        ([(5, 1, 1)], 5),
+        ([(1,)], 2),
+        ([()], 2),
+        ([(3, 3)], None),
+        ([(5,), (4,)], None),
+        ([(None,)], None),
+    ],
+)
+def test_classes_follow_from_the_shapes(outputs, classes):
+    assert class_count((6,), outputs) == classes
+
+
+@pytest.mark.parametrize(("values", "threshold"), [((0.1, 0.4, 0.6, 0.9), 0.5), ((-2.0, -0.1, 0.3, 3.0), 0)])
+def test_one_number_tells_two_classes_apart_where_there_are_labels(values, threshold):
+    reference = np.array(values, np.float32).reshape(4, 1)
+    found = reference.copy()
+    found[1] = threshold + np.float32(0.05)
+    data = dataset(4, y=np.array([0, 0, 1, 0]))
+    comparison = evaluate([reference], [found], data).comparison
+    assert comparison.reference_accuracy.value == 0.75
+    assert comparison.accuracy.value == 0.5
+    assert comparison.agreement.value == 0.75
+    assert predictions([reference], [reference], data).tolist() == [0, 0, 1, 1]
+    broken = found.copy()
+    broken[0] = np.nan
+    assert predictions([reference], [broken], data)[0] == -1
+    with pytest.raises(LabelsOutOfRange):
+        evaluate([reference], [reference], dataset(4, y=np.full(4, 2)))

@@ -17,12 +17,12 @@ from edgepipe import sources
 from edgepipe.bundle import MANIFEST, Artifact, Bundle, Port, read_bundle
 from edgepipe.data import Dataset, load_data
 from edgepipe.errors import BundleError, UsageError
-from edgepipe.evaluate import Estimate, Evaluation, evaluate, wilson
+from edgepipe.evaluate import Estimate, Evaluation, compare, evaluate, predictions
 from edgepipe.events import Emit, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, TensorSpec, onnx_model
 from edgepipe.runtime import infer, open_session
-from edgepipe.workflow.prepare import check_inputs, class_count
+from edgepipe.workflow.prepare import check_inputs, model_classes
 
 Outputs = list[NDArray[np.float32]]
 
@@ -65,7 +65,7 @@ def judge_bundle(bundle: Bundle, reference: Model, data: Dataset, emit: Emit = s
         artifacts={
             name: evaluate(expected, found, data, calibration=calibration) for name, found in outputs.items()
         },
-        agreement=_agreements(outputs),
+        agreement=_agreements(expected, outputs, data),
     )
 
 
@@ -96,7 +96,7 @@ def evaluate_subject(
     dataset = load_data(
         data.path,
         spec=reference.inputs[0],
-        classes=class_count(reference),
+        classes=model_classes(reference),
         preprocessing=data.preprocessing,
         limit=data.limit,
         emit=emit,
@@ -165,18 +165,15 @@ def _float_reference(bundle: Bundle | None) -> Model:
     )
 
 
-def _agreements(outputs: Mapping[str, Outputs]) -> dict[str, Estimate]:
+def _agreements(reference: Outputs, outputs: Mapping[str, Outputs], data: Dataset) -> dict[str, Estimate]:
     """Top-1 agreement of each pair of quantized artifacts, for classifiers."""
-    quantized = {
-        name: found[0] for name, found in outputs.items() if name.startswith("int8") and len(found) == 1
+    named = {
+        name: predictions(reference, found, data)
+        for name, found in outputs.items()
+        if name.startswith("int8")
     }
+    classes = {name: found for name, found in named.items() if found is not None}
     return {
-        f"{first} = {second}": _agreement(quantized[first], quantized[second])
-        for first, second in combinations(quantized, 2)
-        if quantized[first].ndim == 2
+        f"{first} = {second}": compare(classes[first], classes[second], None).agreement
+        for first, second in combinations(classes, 2)
     }
-
-
-def _agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> Estimate:
-    same = first.argmax(axis=1) == second.argmax(axis=1)
-    return wilson(int(np.count_nonzero(same)), len(same))

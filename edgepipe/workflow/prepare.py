@@ -15,6 +15,7 @@ from edgepipe.errors import (
     ModelError,
     UsageError,
 )
+from edgepipe.evaluate import class_count
 from edgepipe.events import Emit, Warned
 from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
@@ -127,7 +128,7 @@ def _load_datasets(
     spec = model.inputs[0]
     if job.data is not None:
         data = load_data(
-            job.data, spec=spec, classes=class_count(model), preprocessing=job.preprocessing,
+            job.data, spec=spec, classes=model_classes(model), preprocessing=job.preprocessing,
             limit=job.limit, seed=job.seed, emit=emit,
         )  # fmt: skip
         if not calibrates:
@@ -159,7 +160,6 @@ def _calibration_samples(job: Job, available: int) -> int:
     return job.calibration_samples
 
 
-def class_count(model: Model) -> int | None:
-    """Classes of a classifier, judged by its one output of rank 2; None for any other model."""
-    shape = model.outputs[0].shape
-    return shape[1] if len(model.outputs) == 1 and len(shape) == 2 else None
+def model_classes(model: Model) -> int | None:
+    """Classes of a classifier, judged by its shapes; None for any other model."""
+    return class_count(model.inputs[0].shape[1:], [output.shape[1:] for output in model.outputs])
