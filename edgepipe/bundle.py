@@ -122,12 +122,21 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """The data that ranges were taken from."""
+    """The data that ranges were taken from.
+
+    Attributes:
+        source: Where the samples came from.
+        digest: Digest of them all.
+        samples: How many there were.
+        random: True where they were made up.
+        sample_digests: `edgepipe.data.digest_rows` of them, so that nobody evaluates on them unawares.
+    """
 
     source: str
     digest: str
     samples: int
     random: bool
+    sample_digests: tuple[str, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

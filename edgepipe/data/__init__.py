@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgepipe.data.arrays import read_npy, read_npz
 from edgepipe.data.conform import conform_labels, conform_samples
-from edgepipe.data.dataset import Dataset, make_dataset, random_data, split
+from edgepipe.data.dataset import Dataset, digest_rows, leave_out, make_dataset, random_data, split
 from edgepipe.data.images import decode_images, list_images
 from edgepipe.errors import DataNotFound, DataUnreadable, ProjectError, UsageError
 from edgepipe.events import Emit, silent
@@ -21,7 +21,16 @@ from edgepipe.preprocess import Preprocessing
 if TYPE_CHECKING:
     from edgepipe.data.arrays import Arrays
 
-__all__ = ["Dataset", "find_data", "load_data", "make_dataset", "random_data", "split"]
+__all__ = [
+    "Dataset",
+    "digest_rows",
+    "find_data",
+    "leave_out",
+    "load_data",
+    "make_dataset",
+    "random_data",
+    "split",
+]
 
 
 def load_data(

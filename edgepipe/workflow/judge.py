@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from edgepipe import sources
 from edgepipe.bundle import MANIFEST, Artifact, Bundle, Port, read_bundle
-from edgepipe.data import Dataset, load_data
+from edgepipe.data import Dataset, leave_out, load_data
 from edgepipe.errors import BundleError, UsageError
 from edgepipe.evaluate import Estimate, Evaluation, compare, evaluate, predictions
-from edgepipe.events import Emit, silent
+from edgepipe.events import Emit, Warned, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, TensorSpec, onnx_model
 from edgepipe.runtime import infer, open_session
@@ -102,13 +102,25 @@ def evaluate_subject(
         emit=emit,
     )
     if bundle is not None:
-        return judge_bundle(bundle, reference, dataset, emit)
+        return judge_bundle(bundle, reference, _unseen(bundle, dataset, emit), emit)
     expected = model_outputs(reference, dataset, emit)
     found = {reference.name: expected} if model is None else {model.name: model_outputs(model, dataset, emit)}
     return Judged(
         reference=evaluate(expected, expected, dataset),
         artifacts={name: evaluate(expected, outputs, dataset) for name, outputs in found.items()},
     )
+
+
+def _unseen(bundle: Bundle, data: Dataset, emit: Emit) -> Dataset:
+    """The samples that the bundle was not calibrated on; all, to be branded, where there are no others."""
+    calibration = bundle.manifest.calibration
+    unseen = data if calibration is None else leave_out(data, calibration.sample_digests)
+    if len(unseen) == 0:
+        return data
+    if len(unseen) < len(data):
+        seen = len(data) - len(unseen)
+        emit(Warned(f"left out {seen} of {len(data)} samples: the bundle was calibrated on them"))
+    return unseen
 
 
 def model_outputs(model: Model, data: Dataset, emit: Emit = silent) -> Outputs:

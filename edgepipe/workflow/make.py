@@ -23,6 +23,7 @@ from edgepipe.bundle import (
 )
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.emission import Emission
+from edgepipe.data import digest_rows
 from edgepipe.events import Emit, silent, stage
 from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
@@ -133,7 +134,13 @@ def _manifest(prepared: Prepared, steps: tuple[Step, ...], artifacts: tuple[Arti
         seed=job.seed,
         calibration=None
         if data is None
-        else Calibration(source=data.source, digest=data.digest, samples=len(data), random=data.random),
+        else Calibration(
+            source=data.source,
+            digest=data.digest,
+            samples=len(data),
+            random=data.random,
+            sample_digests=tuple(digest_rows(data.x)),
+        ),
         # The same job gives the same bytes, however long it took and whatever the cache held.
         steps=tuple(msgspec.structs.replace(step, seconds=None, cached=False) for step in steps),
         artifacts=artifacts,

@@ -4,8 +4,11 @@ from pathlib import Path
 from unittest import mock
 
 import msgspec
+import numpy as np
 
 import edgepipe
+from edgepipe.bundle import read_bundle
+from edgepipe.data import digest_rows
 from edgepipe.errors import DeviceRuntimeMissing
 from edgepipe.job import Effort, Place
 from edgepipe.store import Run
@@ -55,3 +58,25 @@ def test_bench_asks_whether_the_device_has_a_runtime_before_it_pushes(bundle, us
     told(outcome, DeviceRuntimeMissing, "no inference runtime", "install")
     measured.assert_not_called()
     assert not Path(user.folder / "runs").is_dir() or not list((user.folder / "runs").iterdir())
+
+
+def test_evaluate_leaves_out_what_the_bundle_was_calibrated_on(bundle, user, sources):
+    manifest = read_bundle(bundle).manifest
+    assert len(set(manifest.calibration.sample_digests)) == manifest.calibration.samples == 24
+    outcome = user.ok("evaluate", "bundle", "--data", sources / "val.npz", "--json")
+    assert outcome.json["reference"]["samples"] == 72
+    assert "left out 24 of 96 samples" in outcome.stderr
+    assert all(not each["unfit"] for each in outcome.json["artifacts"].values())
+
+
+def test_evaluating_on_calibration_samples_alone_is_branded(bundle, user, sources):
+    known = set(read_bundle(bundle).manifest.calibration.sample_digests)
+    with np.load(sources / "val.npz") as data:
+        x, y = data["x"], data["y"]
+    seen = [row for row, digest in enumerate(digest_rows(x)) if digest in known][:5]
+    np.savez(user.folder / "seen.npz", x=x[seen], y=y[seen])
+    judged = user.ok("evaluate", "bundle", "--data", "seen.npz", "--json").json
+    assert judged["reference"]["samples"] == 5
+    assert {tuple(each["unfit"]) for each in judged["artifacts"].values()} == {
+        ("evaluated on the calibration samples",)
+    }
