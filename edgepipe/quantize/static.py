@@ -58,7 +58,8 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
 
         Raises:
             CalibrationDataMissing: The context has no calibration samples.
-            ModelError: The model has more than one input, or an opset without per-channel scales.
+            ModelError: The model has more than one input, an opset without per-channel scales, or no op
+                that could be quantized.
             DataEmpty: The samples do not fill one batch of the model.
             DataNotFinite: An activation is NaN or infinite on the samples.
         """
@@ -74,6 +75,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         symmetric = context.target.activation == "int8-symmetric"
         graph_model = edit.open_graph(model)
         plan = make_plan(graph_model.graph, symmetric=symmetric)
+        _check_plan(plan, graph_model, model.name)
         _warn_of_float(plan, context.emit)
         seen = self._observe(model, plan, context.calibration, context.emit)
         grids = self._grids(plan, seen, symmetric=symmetric)
@@ -128,6 +130,22 @@ def _check_opset(model: Model) -> None:
             got=f"opset {opset}",
             remedy=f"export the model with opset {FIRST_OPSET} or later",
         )
+
+
+def _check_plan(plan: Plan, graph_model: ir.Model, where: str) -> None:
+    """Refuses a model that would come out as it went in, an INT8 model in name alone."""
+    if plan.tensors:
+        return
+    types = {value.dtype.numpy().name for value in graph_model.graph.inputs if value.dtype is not None}
+    ops = ", ".join(dict.fromkeys(node.op_type for node in graph_model.graph)) or "no ops"
+    raise ModelError(
+        "nothing in the model can be quantized",
+        where=where,
+        got=f"{ops} on {' and '.join(sorted(types)) or 'no input'}",
+        remedy="take the recipe float32"
+        if "float32" in types
+        else "export the model in float32, or take the recipe float32",
+    )
 
 
 def _source(node: ir.Node) -> str:

@@ -401,3 +401,12 @@ def test_inputs_share_one_grid_where_no_reader_loses_by_it(
     assert qdq.grid("a") == qdq.grid("b") == qdq.grid("j")
     taken = [qdq.producers[name] for name in qdq.producers["j"].input]
     assert all(qdq.producers[each.input[0]].input[0] in ("a", "b") for each in taken)
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_a_model_with_nothing_to_quantize_is_refused(build_model, make_context, dtype):
+    model = build_model(f"net ({dtype}[n,4] x) => ({dtype}[n,4] y) {{ e = Exp(x)  y = Abs(e) }}")
+    with pytest.raises(ModelError, match="nothing in the model can be quantized") as caught:
+        QuantizeStatic().apply(model, make_context(normal(8, 4)))
+    assert caught.value.got == ("Exp, Abs on float32" if dtype == "float" else "Exp, Abs on float16")
+    assert ("export" in caught.value.remedy) == (dtype == "float16")
