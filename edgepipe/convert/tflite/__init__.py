@@ -34,7 +34,7 @@ def check(model: Model) -> None:
 
 
 def emit(model: Model, *, float16: bool = False, ports: PortType = "integer") -> Emission:
-    """Writes the model as TFLite: batch size 1, channels last, the same bytes for the same model.
+    """Writes the model as TFLite: channels last, a free batch frozen to 1, the same bytes for the same model.
 
     Args:
         model: Format "onnx", float or QDQ.

@@ -212,6 +212,8 @@ class _Reader:
         while names and not names[-1]:
             names.pop()
         for name, shape, dtype in self.infer(proto, inputs):
+            if dtype in {"float16", "float64"}:
+                raise _refusal(proto, f"it computes in {dtype}")
             self.values[name] = Value(name, shape, dtype)
         outputs = tuple(proto.output)
         name = proto.name or outputs[0]
@@ -237,8 +239,8 @@ class _Reader:
             found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
         except onnx.defs.SchemaError as error:
             raise _refusal(proto, f"op set {self.opset} of ONNX has no such op") from error
-        except onnx.shape_inference.InferenceError as error:
-            raise _refusal(proto, f"its shapes do not fit: {error}") from error
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+            raise _refusal(proto, f"its shapes or types do not fit: {error}") from error
         shapes = [(name, *_static(proto, found.get(name))) for name in proto.output if name]
         if _attributes(proto).get("ceil_mode", 0):
             source = types[proto.input[0]].tensor_type.shape.dim
@@ -307,11 +309,8 @@ def _attributes(proto: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _is_float_cast(proto: onnx.NodeProto, inputs: list[Value | None]) -> bool:
-    if (
-        proto.op_type != "Cast"
-        or inputs[0] is None
-        or inputs[0].dtype not in {"float32", "float64", "float16"}
-    ):
+    """Whether a Cast takes float32 to a float: what lies between such casts computes in float32 here."""
+    if proto.op_type != "Cast" or inputs[0] is None or inputs[0].dtype != "float32":
         return False
     return _attributes(proto)["to"] in {1, 10, 11}  # FLOAT, FLOAT16, DOUBLE
 

@@ -191,3 +191,34 @@ def test_foreign_domains_are_refused(tools):
 
     with pytest.raises(UnsupportedOp, match=r"com\.example"):
         check(onnx_model(proto, "m"))
+
+
+@pytest.mark.parametrize("element", ["double", "float16"])
+@pytest.mark.parametrize("body", ["c = Cast<to=1>(x)  y = Conv(c, w)", "y = Relu(x)"])
+def test_an_input_that_is_no_float32_is_refused(build_model, element, body):
+    result = "float" if "Cast" in body else element
+    model = build_model(
+        f"net ({element}[n,3,4,4] x) => ({result}[n,3,4,4] y) {{ {body} }}",
+        w=np.ones((3, 3, 1, 1), np.float32),
+    )
+    with pytest.raises(UnsupportedOp):
+        check(model)
+
+
+def test_what_lies_between_casts_from_float32_computes_in_float32(build_model, tools):
+    model = build_model(
+        """net (float[1,8] x) => (float[1,8] y) {
+            h = Cast<to=10>(x)
+            r = Relu(h)
+            y = Cast<to=1>(r)
+        }"""
+    )
+    assert emit(model).op_counts == {"RELU": 1}
+
+
+def test_types_that_do_not_fit_are_refused(build_model):
+    model = build_model(
+        "net (float[1,8] x) => (double[1,8] y) { d = Cast<to=11>(x)  y = Add(d, k) }", k=np.ones(8)
+    )
+    with pytest.raises(UnsupportedOp, match="Add"):
+        check(model)
