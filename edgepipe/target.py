@@ -22,6 +22,10 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 PythonVersion = Annotated[str, msgspec.Meta(pattern=r"^3\.\d+$")]
 
 
+VENV = "~/.edgepipe/venv"
+"""The virtual environment on a device whose Python the agent runs with, where it is there."""
+
+
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An inference runtime that the board can have.
 
@@ -40,8 +44,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def install_command(self) -> str:
         """What to type on the device to install it."""
-        requirements = (f"{self.package}=={self.version}", *self.beside)
-        return "python3 -m pip install " + " ".join(f"'{each}'" for each in requirements)
+        return install_command(f"{self.package}=={self.version}", *self.beside)
 
     @property
     def format(self) -> Literal["onnx", "tflite"]:
@@ -92,6 +95,16 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def formats(self) -> tuple[Literal["onnx", "tflite"], ...]:
         """Artifact formats that some runtime of the board can run, the preferred one first."""
         return tuple(dict.fromkeys(runtime.format for runtime in self.runtimes))
+
+
+def install_command(*requirements: str) -> str:
+    """What to type on a device to install packages where the agent looks first.
+
+    A virtual environment, as Debian 12 and Ubuntu 23.04 and later refuse pip for their own Python
+    (PEP 668). It sees the system's packages, so that a board vendor's build of a runtime stays in use.
+    """
+    make = f"python3 -m venv --system-site-packages {VENV}"
+    return f"{make} && {VENV}/bin/pip install " + " ".join(f"'{each}'" for each in requirements)
 
 
 def load_target(name_or_path: str | Path) -> Target:

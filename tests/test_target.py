@@ -15,6 +15,7 @@ from device_agent.machine import Machine
 from device_agent.power import sensor_facts
 from edgepipe.errors import TargetError
 from edgepipe.target import (
+    VENV,
     Runtime,
     Target,
     list_targets,
@@ -136,9 +137,18 @@ def test_32_bit_arm_runs_tflite_runtime_only():
 
 def test_install_command_names_all_that_pip_must_know():
     [runtime] = load_target("raspberrypi3").runtimes
-    assert runtime.install_command == "python3 -m pip install 'tflite-runtime==2.14.0' 'numpy<2'"
+    assert runtime.install_command.endswith("/pip install 'tflite-runtime==2.14.0' 'numpy<2'")
     plain = Runtime(name="litert", package="ai-edge-litert", version="2.3.0")
-    assert plain.install_command == "python3 -m pip install 'ai-edge-litert==2.3.0'"
+    assert plain.install_command == (
+        "python3 -m venv --system-site-packages ~/.edgepipe/venv && "
+        "~/.edgepipe/venv/bin/pip install 'ai-edge-litert==2.3.0'"
+    )
+
+
+def test_what_is_installed_goes_where_the_agent_looks_first():
+    from edgepipe.device import agent
+
+    assert agent._CANDIDATES[0] == f"{VENV}/bin/python3".removeprefix("~/")
 
 
 def test_formats_follow_the_order_of_runtimes_without_repeats():

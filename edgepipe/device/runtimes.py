@@ -10,7 +10,7 @@ import msgspec
 from device_agent.protocol import Facts, Plan, Port, Sample
 from edgepipe.bundle import Artifact
 from edgepipe.errors import DeviceRuntimeMissing, DeviceRuntimeTooOld
-from edgepipe.target import Runtime, Target
+from edgepipe.target import Runtime, Target, install_command
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +126,7 @@ def runtime_too_old(artifact: Artifact, runtime: Runtime, where: str, got: str) 
         f"the device's {runtime.name} is too old for {artifact.name}",
         where=where,
         got=got,
-        remedy=f"install it there: python3 -m pip install '{runtime.package}>={needed}'",
+        remedy=f"install it there: {install_command(f'{runtime.package}>={needed}')}",
     )
 
 

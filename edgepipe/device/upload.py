@@ -235,7 +235,7 @@ def _disk_full(transport: Transport, got: str) -> DeviceDiskFull:
         "the device has no room left",
         where=f"{transport.description}:~/{ROOT}",
         got=got,
-        remedy=f"free some room there; `rm -r ~/{ROOT}` removes all that edgepipe ever put on it",
+        remedy=f"free some room there; `rm -r ~/{ROOT}/bundles` removes what edgepipe pushed before",
     )
 
 

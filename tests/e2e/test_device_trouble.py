@@ -172,7 +172,7 @@ def test_a_disk_without_room(user, bundle, board, tiny_disk, size_kib, told):
     folder = tiny_disk(size_kib)
     grow(bundle, "int8.onnx", 200_000)
     before = user.listing()
-    told(user.run("push", "bundle", "--host", "board"), errors.DeviceDiskFull, "free", "rm -r ~/.edgepipe")
+    told(user.run("push", "bundle", "--host", "board"), errors.DeviceDiskFull, "rm -r ~/.edgepipe/bundles")
     assert user.listing() == before
     assert not [path for path in folder.rglob("*") if path.suffix == ".part"]
     assert bool(list(folder.glob("agent-*.pyz"))) == (size_kib == 192)
