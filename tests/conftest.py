@@ -260,12 +260,15 @@ def start_openssh(tmp_path):
 
 
 def processes_naming(text):
-    """Processes of this machine whose command line holds `text`, this one left out."""
+    """Processes of this machine whose command line or environment holds `text`, this one left out.
+
+    The embedded server's command line names no folder, but it inherits TMPDIR and HOME.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if text.encode() in (entry / "cmdline").read_bytes():
+                if text.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes():
                     found.append(int(entry.name))
     return found
 

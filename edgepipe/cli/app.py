@@ -12,6 +12,7 @@ import typer
 import edgepipe
 from edgepipe.cli import bundles, catalogue, deploy, runs, start
 from edgepipe.cli.show import print_error
+from edgepipe.cli.signals import ending_in_order
 from edgepipe.errors import EdgepipeError, Interrupted
 
 EPILOG = """
@@ -67,11 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     as_json = "--json" in arguments
     try:
         # Typer knows --debug only before the command; people append it to the line that failed.
-        app(
-            args=[argument for argument in arguments if argument != "--debug"],
-            prog_name="edgepipe",
-            obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
-        )
+        with ending_in_order():
+            app(
+                args=[argument for argument in arguments if argument != "--debug"],
+                prog_name="edgepipe",
+                obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
+            )
     except SystemExit as end:
         if end.code != Interrupted.exit_code:
             raise

@@ -22,7 +22,7 @@ import msgspec
 from edgepipe.device.embedded_server import USER, Address, Settings
 from edgepipe.device.ssh_config import SshOptions
 from edgepipe.device.transport import Host, last_lines
-from edgepipe.errors import DeviceError, MissingExtra
+from edgepipe.errors import DeviceError, MissingExtra, OutputError
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
@@ -39,7 +39,8 @@ class EmbeddedDevice:
         description: What results call it: "embedded device on AMD EPYC 7B13".
     """
 
-    def __init__(self, server: subprocess.Popen[bytes], port: int, root: Path, keys: Path) -> None:
+    def __init__(self, server: subprocess.Popen[bytes], port: int, settings: Settings) -> None:
+        keys = Path(settings.keys)
         self.host = Host(hostname="127.0.0.1", user=USER, port=port, alias="embedded")
         self.ssh_options = SshOptions(
             config_path=keys / "config",
@@ -47,17 +48,21 @@ class EmbeddedDevice:
             identity_files=(keys / "id_ed25519",),
             use_agent=False,
         )
-        self.root = root
+        self.root = Path(settings.root)
         self.description = f"embedded device on {cpu_name()}"
         self._server = server
-        self._keys = keys
+        self._settings = settings
 
     @classmethod
-    def start(cls, root: Path) -> Self:
-        """Starts a device whose home is `root`, which is created where need be and stays afterwards.
+    def start(cls, root: Path | None = None) -> Self:
+        """Starts a device.
+
+        Args:
+            root: Its home, which is created where need be and stays afterwards; None for a temporary one.
 
         Raises:
             MissingExtra: asyncssh is not installed.
+            OutputError: There is no room for its files.
             DeviceError: The server does not start.
         """
         if importlib.util.find_spec("asyncssh") is None:
@@ -65,33 +70,73 @@ class EmbeddedDevice:
                 "the embedded device needs asyncssh",
                 remedy="pip install 'edgepipe[emulator]'",
             )
-        root = root.absolute()
-        root.mkdir(parents=True, exist_ok=True)
-        keys = Path(tempfile.mkdtemp(prefix="edgepipe-keys-"))
-        with (keys / _LOG).open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "edgepipe.device.embedded_server"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for edgepipe, which then ends the server in order
-            )
+        settings = _make_folders(root)
         try:
-            port = _handshake(server, Settings(str(root), str(keys)))
-            return cls(server, port, root, keys)
+            server = _start_server(Path(settings.keys) / _LOG)
         except BaseException:
-            _stop(server, keys)
+            _remove_folders(settings)
+            raise
+        try:
+            return cls(server, _handshake(server, settings), settings)
+        except BaseException:
+            _stop(server, settings)
             raise
 
     def stop(self) -> None:
         """Ends the server, everything that runs in it, and its keys. May be called twice."""
-        _stop(self._server, self._keys)
+        _stop(self._server, self._settings)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+def _make_folders(root: Path | None) -> Settings:
+    """Makes the home and the folder of the keys."""
+    made = []
+    try:
+        if root is None:
+            made.append(tempfile.mkdtemp(prefix="edgepipe-device-"))
+        else:
+            root.mkdir(parents=True, exist_ok=True)
+        keys = tempfile.mkdtemp(prefix="edgepipe-keys-")
+    except OSError as error:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise _no_room(error) from error
+    home = made[0] if root is None else str(root.absolute())
+    return Settings(root=home, keys=keys, temporary=root is None)
+
+
+def _start_server(log: Path) -> subprocess.Popen[bytes]:
+    try:
+        with log.open("wb") as written:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "edgepipe.device.embedded_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=written,
+                start_new_session=True,  # Ctrl-C is for edgepipe, which then ends the server in order
+            )
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> OutputError:
+    return OutputError(
+        "the embedded device has no room for its files",
+        where=str(error.filename or "the folder of temporary files"),
+        got=error.strerror or str(error),
+        remedy="free some space there, or name another folder: TMPDIR=/path edgepipe ...",
+    )
+
+
+def _remove_folders(settings: Settings) -> None:
+    shutil.rmtree(settings.keys, ignore_errors=True)
+    if settings.temporary:
+        shutil.rmtree(settings.root, ignore_errors=True)
 
 
 def _handshake(server: subprocess.Popen[bytes], settings: Settings) -> int:
@@ -113,7 +158,7 @@ def _handshake(server: subprocess.Popen[bytes], settings: Settings) -> int:
         ) from error
 
 
-def _stop(server: subprocess.Popen[bytes], keys: Path) -> None:
+def _stop(server: subprocess.Popen[bytes], settings: Settings) -> None:
     if server.stdin is not None:
         with contextlib.suppress(BrokenPipeError):
             server.stdin.close()  # the server's sign to end its sessions and itself
@@ -124,7 +169,7 @@ def _stop(server: subprocess.Popen[bytes], keys: Path) -> None:
         server.wait()
     if server.stdout is not None:
         server.stdout.close()
-    shutil.rmtree(keys, ignore_errors=True)
+    _remove_folders(settings)
 
 
 def cpu_name() -> str:

@@ -29,10 +29,12 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         root: Folder that commands start in, and their HOME.
         keys: Folder that the server fills with keys, and removes at its end.
+        temporary: Remove `root` too: it was made for this server.
     """
 
     root: str
     keys: str
+    temporary: bool = False
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -48,6 +50,8 @@ def main() -> None:
         asyncio.run(_serve(settings))
     finally:
         shutil.rmtree(settings.keys, ignore_errors=True)
+        if settings.temporary:  # whoever made it may have been killed
+            shutil.rmtree(settings.root, ignore_errors=True)
 
 
 async def _serve(settings: Settings) -> None:

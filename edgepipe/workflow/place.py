@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -96,8 +94,7 @@ def _connect(place: Place, stack: ExitStack) -> tuple[Transport, Kind, str]:
     if place.host is None:
         from edgepipe.device.embedded import EmbeddedDevice
 
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgepipe-device-")))
-        device = stack.enter_context(EmbeddedDevice.start(root))
+        device = stack.enter_context(EmbeddedDevice.start())
         transport = stack.enter_context(connect(device.host, device.ssh_options))
         return transport, "embedded", device.description
     options = SshOptions(

@@ -14,7 +14,7 @@ import pytest
 from edgepipe.device import embedded as embedded_module
 from edgepipe.device.embedded import EmbeddedDevice
 from edgepipe.device.ssh import connect
-from edgepipe.errors import AuthenticationFailed, DeviceError, HostUnreachable, MissingExtra
+from edgepipe.errors import AuthenticationFailed, DeviceError, HostUnreachable, MissingExtra, OutputError
 
 
 def keys_of(device):
@@ -182,8 +182,28 @@ def test_a_server_that_does_not_start(monkeypatch, tmp_path):
 
     monkeypatch.setattr(embedded_module.tempfile, "mkdtemp", mkdtemp)
     incomplete = msgspec.defstruct("Incomplete", ["keys"])
-    monkeypatch.setattr(embedded_module, "Settings", lambda root, keys: incomplete(keys))
+    handshake = embedded_module._handshake
+    monkeypatch.setattr(
+        embedded_module,
+        "_handshake",
+        lambda server, settings: handshake(server, incomplete(settings.keys)),
+    )
     with pytest.raises(DeviceError, match="does not start") as error:
         EmbeddedDevice.start(tmp_path / "home")
     assert "ValidationError" in error.value.got
     assert not made[0].exists()
+
+
+def test_a_temporary_home_goes_with_the_device():
+    with EmbeddedDevice.start() as device:
+        root = device.root
+        assert root.is_dir()
+    assert not root.exists()
+
+
+def test_no_room_for_temporary_files_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(OutputError, match="no room") as error:
+        EmbeddedDevice.start()
+    assert str(tmp_path / "gone") in error.value.where
+    assert "TMPDIR" in error.value.remedy

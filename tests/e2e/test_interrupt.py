@@ -100,3 +100,26 @@ def test_the_wrapper_presses_nothing_by_itself(equipped):
     process = equipped.start("no such stage", "targets", "list", program=("-c", PRESS))
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+# The signal comes to edgepipe alone, as from a service manager or a closed terminal.
+SEND = PRESS.replace("os.killpg(os.getpgrp(), signal.SIGINT)", "os.kill(os.getpid(), signal.{})")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("SIGTERM", "measure"), ("SIGHUP", "push"), ("SIGKILL", "measure")]
+)
+def test_other_signals(equipped, name, stage, left_behind, no_process_names):
+    before = equipped.listing()
+    process = equipped.start(stage, *DEPLOY, *QUICK, program=("-c", SEND.format(name)))
+    _, stderr = process.communicate(timeout=60)
+    assert no_process_names(str(equipped.folder.parent))
+    assert b"Traceback" not in stderr
+    left = left_behind(before, equipped.listing())
+    if name == "SIGKILL":  # nobody can tidy up the run; the embedded device does away with itself
+        assert process.returncode == -signal.SIGKILL
+        assert not [path for path in left if path.startswith("tmp/edgepipe-device-")]
+        assert not [path for path in left if path.startswith("tmp/edgepipe-keys-")]
+    else:
+        assert process.returncode == 128 + signal.Signals[name]
+        assert not left
