@@ -176,7 +176,7 @@ def save_run(store: Path, run: Run) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(_to_json(run))
+            part.write_bytes(to_json(run))
             part.replace(folder / RECORD)
         finally:
             part.unlink(missing_ok=True)
@@ -236,6 +236,12 @@ def summarize(run: Run) -> RunSummary:
     )
 
 
+def to_json(data: object) -> bytes:
+    """Any record as JSON: indented for people, but each series of numbers on one line, however long."""
+    indented = msgspec.json.format(msgspec.json.encode(data), indent=1)
+    return _NUMBERS.sub(lambda found: b"".join(found.group().split()), indented) + b"\n"
+
+
 def _summarize_result(result: ArtifactResult) -> ResultSummary:
     comparison = result.evaluation.comparison if result.evaluation else None
     latency = latency_of(result.measurement) if result.measurement else None
@@ -247,12 +253,6 @@ def _summarize_result(result: ArtifactResult) -> ResultSummary:
         median_ns=latency.median_ns.value if latency and latency.median_ns else None,
         verdict=verdict_of(result.measurement, latency).state if result.measurement else "",
     )
-
-
-def _to_json(run: Run) -> bytes:
-    """Indented for people, but each series of numbers on one line: there are thousands of them."""
-    indented = msgspec.json.format(msgspec.json.encode(run), indent=1)
-    return _NUMBERS.sub(lambda found: b"".join(found.group().split()), indented) + b"\n"
 
 
 def _resolve(store: Path, name: str) -> str:
@@ -271,12 +271,13 @@ def _resolve(store: Path, name: str) -> str:
             got=", ".join(found[-3:]),
             remedy="give more letters of the id",
         )
-    near = difflib.get_close_matches(name, ids, n=3, cutoff=0.4) or ids[-3:]
+    if not ids:
+        raise RunNotFound("there is no run yet", where=str(store), remedy="make one with `edgepipe deploy`")
     raise RunNotFound(
-        "there is no run yet" if not ids else f"there is no run {name}",
+        f"there is no run {name}" if name else "the name of a run is empty",
         where=str(store),
-        got=f"near it: {', '.join(near)}" if near else "",
-        remedy="make one with `edgepipe deploy`" if not ids else "see `edgepipe runs list`",
+        got=f"near it: {', '.join(difflib.get_close_matches(name, ids, n=3, cutoff=0.4) or ids[-3:])}",
+        remedy="see `edgepipe runs list`",
     )
 
 

@@ -78,7 +78,9 @@ def test_what_is_not_found_is_told_with_what_is_near(tmp_path):
     with pytest.raises(RunNotFound, match="no run 20261122T120000Z-nit") as caught:
         load_run(tmp_path, "20261122T120000Z-nit-x86-1a2b")
     assert "20261122T120000Z-net-x86-1a2b" in caught.value.got
-    for name in ("", "../" + tmp_path.name, "*"):
+    with pytest.raises(RunNotFound, match="the name of a run is empty"):
+        load_run(tmp_path, "")
+    for name in ("../" + tmp_path.name, "*"):
         with pytest.raises(RunNotFound):
             load_run(tmp_path, name)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import edgepipe
 from edgepipe.cli import bundles, catalogue, deploy, runs, start
 from edgepipe.cli.show import print_error
-from edgepipe.cli.signals import ending_in_order
-from edgepipe.errors import EdgepipeError, Interrupted
+from edgepipe.errors import EdgepipeError, Interrupted, UsageError
 
 EPILOG = """
 **The main job**: `edgepipe deploy model.onnx --target raspberrypi5 --host pi@10.0.0.5 --data val.npz`
@@ -54,6 +53,20 @@ def _root(
     """Options of every command."""
 
 
+# Click's UsageError, which Typer brings itself in newer versions.
+_ParserError: type[Any] = typer.BadParameter.__mro__[1]
+
+
+def _usage_error(mistake: Any) -> UsageError:
+    """What the parser of arguments found, as one of edgepipe's own errors."""
+    command = mistake.ctx.command_path if mistake.ctx else "edgepipe"
+    return UsageError(mistake.format_message(), where=command, remedy=f"see `{command} --help`")
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted", remedy="run the same command again: finished work is kept")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line and exits with the code of what happened.
 
@@ -68,23 +81,25 @@ def main(argv: list[str] | None = None) -> None:
     as_json = "--json" in arguments
     try:
         # Typer knows --debug only before the command; people append it to the line that failed.
-        with ending_in_order():
-            app(
-                args=[argument for argument in arguments if argument != "--debug"],
-                prog_name="edgepipe",
-                obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
-            )
-    except SystemExit as end:
-        if end.code != Interrupted.exit_code:
-            raise
-        # Typer ends the program so on Ctrl-C, without a word.
-        error: EdgepipeError = Interrupted(
-            "interrupted", remedy="run the same command again: finished work is kept"
+        code = app(
+            args=[argument for argument in arguments if argument != "--debug"],
+            prog_name="edgepipe",
+            obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
+            # Else Typer shows its own errors, and Ctrl-C ends it without a word.
+            standalone_mode=not as_json,
         )
+    except (SystemExit, typer.Abort) as end:
+        if isinstance(end, SystemExit) and end.code != Interrupted.exit_code:
+            raise
+        error: EdgepipeError = _interrupted()
+    except _ParserError as mistake:
+        error = _usage_error(mistake)
     except EdgepipeError as caught:
         error = caught
     else:
-        return
+        if code != Interrupted.exit_code:
+            raise SystemExit(code)
+        error = _interrupted()
     if debug:
         traceback.print_exception(error)
     print_error(error, as_json=as_json)

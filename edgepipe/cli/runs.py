@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgepipe.cli import options as o
-from edgepipe.cli.show import print_result
+from edgepipe.cli.show import ProgressView, print_file, print_result
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, its first letters, or `last`.", metavar="RUN")]
 
@@ -63,10 +63,13 @@ def report(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("report.html"),
     store: o.StoreOption = Path("runs"),
+    as_json: o.JsonOption = False,
 ) -> None:
     """Write runs as one HTML file that opens anywhere, offline."""
     from edgepipe import store as stores
+    from edgepipe.events import stage
     from edgepipe.report import html
 
-    html.write_report([stores.load_run(store, run) for run in runs or ["last"]], output)
-    typer.echo(output)
+    with ProgressView() as emit, stage(emit, "write report"):
+        html.write_report([stores.load_run(store, run) for run in runs or ["last"]], output)
+    print_file(output, as_json=as_json)

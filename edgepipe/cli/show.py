@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from edgepipe.errors import EdgepipeError
+from edgepipe.errors import EdgepipeError, OutputError
 from edgepipe.events import Event, StageAdvanced, StageEnded, StageStarted, Warned
 
 if TYPE_CHECKING:
@@ -17,26 +19,44 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-def print_result(table: RenderableType, data: Any, *, as_json: bool) -> None:
-    """Prints `data` as JSON, or `table` for people, on stdout."""
-    if as_json:
-        import msgspec
+STDOUT = "standard output"
 
-        # Through msgspec for records, through json for the indentation that people can read.
-        json.dump(msgspec.to_builtins(data), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+
+def print_result(table: RenderableType, data: Any, *, as_json: bool) -> None:
+    """Prints `data` as JSON, or `table` for people, on stdout.
+
+    Raises:
+        OutputError: Stdout cannot be written.
+    """
+    if as_json:
+        from edgepipe.store import to_json
+
+        with _writing():
+            sys.stdout.write(to_json(data).decode())
         return
     from rich.console import Console
 
-    Console().print(table)
+    with _writing():
+        Console().print(table)
+
+
+def print_file(path: Path, *, as_json: bool) -> None:
+    """Prints the path of a file that was written, in one piece.
+
+    Raises:
+        OutputError: Stdout cannot be written.
+    """
+    line = json.dumps({"file": str(path)}) if as_json else str(path)
+    with _writing():
+        sys.stdout.write(line + "\n")
 
 
 def print_error(error: EdgepipeError, *, as_json: bool) -> None:
     """Prints `error` on stderr, with what to do about it; as one JSON object on stdout for `--json`."""
-    if as_json:
-        json.dump({"error": error.to_dict()}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
-        return
+    if as_json and error.where != STDOUT:
+        with suppress(OutputError), _writing():  # where stdout takes nothing, stderr may
+            sys.stdout.write(json.dumps({"error": error.to_dict()}, indent=2) + "\n")
+            return
     from rich.console import Console
     from rich.text import Text
 
@@ -46,6 +66,26 @@ def print_error(error: EdgepipeError, *, as_json: bool) -> None:
             text.append(f"\n  {label:>5}: ", style="dim" if label != "do" else "bold green")
             text.append(detail.replace("\n", "\n         "))
     Console(stderr=True).print(text, soft_wrap=True)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Turns what keeps stdout from being written into one error, at once and not when the program ends."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer goes nowhere, or Python complains of it on its way out.
+        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough: `| head -1`
+            raise SystemExit(1) from error
+        raise OutputError(
+            "the result cannot be written",
+            where=STDOUT,
+            got=error.strerror or str(error),
+            remedy="free some space, or send the output elsewhere",
+        ) from error
 
 
 class ProgressView:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgepipe.cli import options as o
-from edgepipe.cli.show import ProgressView, print_result
+from edgepipe.cli.show import ProgressView, print_file, print_result
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def init(
     target: o.TargetOption = None,
     data: o.DataOption = None,
     host: o.HostOption = None,
+    as_json: o.JsonOption = False,
 ) -> None:
     """Write an edgepipe.toml with comments into this folder, so that `edgepipe deploy` needs no arguments."""
     from edgepipe import project
@@ -30,7 +31,7 @@ def init(
     project.write_project(
         path, model=model, target=target, data=None if data is None else str(data), host=host
     )
-    typer.echo(path)
+    print_file(path, as_json=as_json)
 
 
 def demo(

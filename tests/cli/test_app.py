@@ -1,5 +1,6 @@
 """The command line as a whole: its commands, their help, and that the examples they give are real."""
 
+import json
 import re
 import shlex
 
@@ -14,7 +15,6 @@ COMMANDS = {
     *("passes list", "passes show", "recipes list", "recipes show", "targets list", "targets show"),
     *("runs compare", "runs list", "runs show"),
 }
-WITHOUT_A_TABLE = {"init", "report"}
 
 
 def commands(group, prefix=""):
@@ -40,8 +40,8 @@ def test_a_command_says_what_it_does_with_an_example(name):
     assert all(parameter.help for parameter in command.params if parameter.name != "help")
 
 
-@pytest.mark.parametrize("name", sorted(FOUND.keys() - WITHOUT_A_TABLE))
-def test_whatever_prints_a_table_prints_json_too(name):
+@pytest.mark.parametrize("name", sorted(FOUND.keys()))
+def test_every_command_prints_json_too(name):
     assert any("--json" in parameter.opts for parameter in FOUND[name].params)
 
 
@@ -72,6 +72,39 @@ def ended(*argv):
 def test_the_version(capsys):
     assert ended("--version") == 0
     assert capsys.readouterr().out == f"edgepipe {edgepipe.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        (("deploy", "--bogus"), "--bogus"),
+        (("deploy", "--duration", "x"), "--duration"),
+        (("convert",), "model"),
+        (("nope",), "nope"),
+    ],
+)
+def test_wrong_arguments_are_an_error_for_programs_too(capsys, argv, what):
+    assert ended(*argv, "--json") == 2
+    shown = capsys.readouterr()
+    error = json.loads(shown.out)["error"]
+    assert (error["error"], error["exit_code"], shown.err) == ("UsageError", 2, "")
+    assert what in error["what"]
+    assert ended(*argv) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_the_end_of_json_is_that_of_tables(capsys):
+    assert ended("targets", "list", "--json") == 0
+    assert ended("deploy", "--help", "--json") == 0
+
+
+def test_ctrl_c_is_told_to_programs_too(capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgepipe.target.list_targets", interrupted)
+    assert ended("targets", "list", "--json") == 130
+    assert json.loads(capsys.readouterr().out)["error"]["error"] == "Interrupted"
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("deploy", "-h"), ("runs", "--help")])

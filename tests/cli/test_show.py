@@ -1,11 +1,15 @@
 """What people see of errors and progress, and that what they named is shown as they wrote it."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from edgepipe.cli.show import ProgressView, print_error, print_result
-from edgepipe.errors import DataShapeMismatch, EdgepipeError
+from edgepipe.cli.show import ProgressView, print_error, print_file, print_result
+from edgepipe.errors import DataShapeMismatch, EdgepipeError, OutputError
 from edgepipe.events import StageEnded, StageStarted, Warned, stage
 
 ERROR = DataShapeMismatch("the shape is wrong", where="a[bold].npz", got="one\ntwo", remedy="transpose it")
@@ -73,3 +77,45 @@ def test_a_stage_may_begin_again_after_an_error(capsys):
         emit(StageStarted("load"))
         emit(StageEnded("load", "done"))
     assert capsys.readouterr().err == "✓ load 0.0 s  done\n"
+
+
+def test_a_series_stands_on_one_line_for_programs_too(capsys):
+    print_result("a table", {"latencies_ns": list(range(1000))}, as_json=True)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_file_for_people_and_for_programs(capsys):
+    print_file(Path("a[bold]/" + "long" * 60), as_json=False)
+    assert capsys.readouterr().out == "a[bold]/" + "long" * 60 + "\n"
+    print_file(Path("r.html"), as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"file": "r.html"}
+
+
+PRINTING = "from edgepipe.cli import main; main(['targets', 'list', *{!r}])"
+
+
+def listing_targets(*options, stdout):
+    command = [sys.executable, "-c", PRINTING.format(options)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_disk_under_stdout_is_one_error(options):
+    with open("/dev/full", "w") as full:  # noqa: PTH123  a device
+        ended = listing_targets(*options, stdout=full)
+    assert ended.returncode == OutputError.exit_code
+    assert ended.stderr.startswith("error: the result cannot be written\n  where: standard output\n")
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_reader_that_has_seen_enough_is_no_error(options):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = listing_targets(*options, stdout=writing)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "")
