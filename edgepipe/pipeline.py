@@ -130,7 +130,7 @@ def _apply(each: Pass, model: Model, context: Context, cache: Path | None) -> tu
 
 
 def _summary(step: Step) -> str:
-    sqnr = "" if step.sqnr_db is None else f"output SQNR {step.sqnr_db:.1f} dB"
+    sqnr = "" if step.sqnr_db is None else f"output SQNR {step.sqnr_db:.1f} dB on calibration samples"
     return ", ".join(filter(None, ["from the cache" if step.cached else "", sqnr]))
 
 

@@ -82,7 +82,9 @@ def test_each_step_is_recorded(net, samples, make_context):
     assert 20 < quantize.sqnr_db < 60
     stages = [event.stage for event in events if isinstance(event, StageStarted)]
     assert stages == ["graph.simplify", "quantize.static", "calibrate", "round weights"]
-    assert [event.detail for event in events if isinstance(event, StageEnded)][-1].endswith("dB")
+    assert [event.detail for event in events if isinstance(event, StageEnded)][-1].endswith(
+        "dB on calibration samples"
+    )
 
 
 def test_the_sqnr_of_a_step_is_that_of_the_outputs(net, samples, make_context):

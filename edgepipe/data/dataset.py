@@ -155,7 +155,7 @@ def split(dataset: Dataset, calibration_samples: int | None, seed: int) -> tuple
         calibration_samples = max(1, min(MOST_CALIBRATION_SAMPLES, total // 4))
     if not 0 < calibration_samples < total:
         raise UsageError(
-            "the calibration samples would leave nothing to evaluate on"
+            "that many calibration samples leave nothing to evaluate on"
             if calibration_samples > 0
             else "calibration needs at least one sample",
             where=dataset.source,

@@ -26,9 +26,14 @@ class Simplify(Pass, frozen=True, kw_only=True):
 
     def apply(self, model: Model, context: Context) -> Model:  # noqa: ARG002 - every pass takes it
         """The simplified model."""
-        if edit.is_quantized(model):
-            return model
-        return edit.freeze(_simplify(edit.open_graph(model)), model.name)
+        return simplify(model)
+
+
+def simplify(model: Model) -> Model:
+    """The simplified model; see `Simplify`."""
+    if edit.is_quantized(model):
+        return model
+    return edit.freeze(_simplify(edit.open_graph(model)), model.name)
 
 
 def _simplify(graph_model: ir.Model) -> ir.Model:

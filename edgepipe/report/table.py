@@ -84,7 +84,7 @@ def bundle_summary(bundle: Bundle) -> RenderableType:
             _counts(artifact.op_counts),
             _pairs(artifact.needs, " ≥ "),
         )
-    steps = _table("step", ">before", ">after", ">SQNR")
+    steps = _table("step", ">before", ">after", ">SQNR on calibration samples")
     for step in manifest.steps:
         sqnr = text.NONE if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
         before, after = format_bytes(step.size_in_bytes), format_bytes(step.size_out_bytes)

@@ -12,18 +12,23 @@ from edgepipe.data.peek import peek
 from edgepipe.errors import (
     CalibrationDataMissing,
     DataError,
+    EdgepipeError,
     ModelError,
+    UnsupportedOp,
     UsageError,
 )
 from edgepipe.evaluate import class_count
 from edgepipe.events import Emit, Warned
 from edgepipe.graph.edit import is_quantized
+from edgepipe.graph.simplify import Simplify, simplify
 from edgepipe.job import Job
 from edgepipe.model import Model
 from edgepipe.recipe import Recipe, load_recipe
 from edgepipe.target import Target, load_target
 
-DEFAULT_CALIBRATION_SAMPLES = 128
+FEW_CALIBRATION_SAMPLES = 64
+"""With less than so many, one odd sample sets a range, and one that is missing clips."""
+
 RANDOM_CALIBRATION_SAMPLES = 32
 FIDELITY_SAMPLES = 8
 
@@ -58,7 +63,7 @@ def prepare(job: Job, emit: Emit) -> Prepared:
     """Loads and checks everything that the job names.
 
     Raises:
-        UsageError: Options that contradict each other.
+        UsageError: Options that contradict each other, or a recipe that the model leaves nothing to do.
         TargetError: Unknown target.
         RecipeError: Unknown recipe, pass or key.
         ModelError: The model is missing, unreadable, or holds an op that the target's formats can't express.
@@ -75,7 +80,9 @@ def prepare(job: Job, emit: Emit) -> Prepared:
         find_data(job.data)  # loading a model may take long
     source = _load_source(job, emit)
     check_inputs(source.model, job.model)
-    check_ops(source.model, target)
+    check_outputs(source.model, job.model)
+    _check_recipe(recipe, source.model, job.model)
+    _check_source_ops(source.model, recipe, target)
     calibration, evaluation = _load_datasets(job, source.model, recipe, emit)
     return Prepared(
         job=job, target=target, recipe=recipe, source=source, calibration=calibration, evaluation=evaluation
@@ -91,6 +98,38 @@ def check_inputs(model: Model, where: str) -> None:
             got=", ".join(map(str, model.inputs)) or "no input",
             remedy="export the model with the others as constants",
         )
+
+
+def check_outputs(model: Model, where: str) -> None:
+    """Raises ModelError if an output has no batch axis: each sample must have results of its own."""
+    for output in model.outputs:
+        if not output.shape or output.shape[0] not in (None, 1):
+            raise ModelError(
+                "an output has no batch axis",
+                where=where,
+                got=f"{output}, where the input is {model.inputs[0]}",
+                remedy="export the model with the batch as the first axis of every output",
+            )
+
+
+def _check_recipe(recipe: Recipe, model: Model, where: str) -> None:
+    """Raises UsageError for a recipe that has nothing to do on a model that is quantized already."""
+    if recipe.precision == "float16" and is_quantized(model):
+        raise UsageError(
+            f"recipe {recipe.name} halves float weights, but the model is quantized already",
+            where=where,
+            remedy="use --recipe int8, which keeps its quantization, or give the float model",
+        )
+
+
+def _check_source_ops(model: Model, recipe: Recipe, target: Target) -> None:
+    """As `check_ops`, but for ops that the recipe's clean-up folds away."""
+    try:
+        check_ops(model, target)
+    except UnsupportedOp:
+        if not any(isinstance(each, Simplify) for each in recipe.passes):
+            raise
+        check_ops(simplify(model), target)
 
 
 def check_ops(model: Model, target: Target) -> None:
@@ -115,9 +154,13 @@ def _load_source(job: Job, emit: Emit) -> sources.Source:
         return load()
     try:
         return load(sample=peek(job.data, FIDELITY_SAMPLES, preprocessing=job.preprocessing))
-    except DataError:
+    except DataError as misfit:
         # A few samples do not fit. All of them, read next, say so with the file's name and whole shape.
-        return load()
+        try:
+            return load()
+        except EdgepipeError:  # a source that takes its shape from the samples gets no further
+            misfit.where = str(job.data)
+            raise misfit from None
 
 
 def _load_datasets(
@@ -133,8 +176,9 @@ def _load_datasets(
         )  # fmt: skip
         if not calibrates:
             return None, data
-        calibration, evaluation = split(data, _calibration_samples(job, len(data)), job.seed)
-        return calibration, evaluation if len(evaluation) else None
+        calibration, evaluation = split(data, job.calibration_samples, job.seed)
+        _warn_of_few(len(calibration), emit)
+        return calibration, evaluation
     if not calibrates:
         return None, None
     if not job.calibrate_random:
@@ -147,17 +191,10 @@ def _load_datasets(
     return random_data(spec, RANDOM_CALIBRATION_SAMPLES, job.seed), None
 
 
-def _calibration_samples(job: Job, available: int) -> int:
-    if job.calibration_samples is None:
-        return max(1, min(DEFAULT_CALIBRATION_SAMPLES, available // 4))
-    if job.calibration_samples > available:
-        raise UsageError(
-            "more calibration samples than there are",
-            where="--calibration-samples",
-            got=f"{job.calibration_samples}, the data holds {available}",
-            remedy="ask for fewer, and leave some for evaluation",
-        )
-    return job.calibration_samples
+def _warn_of_few(samples: int, emit: Emit) -> None:
+    if samples < FEW_CALIBRATION_SAMPLES:
+        plural = "" if samples == 1 else "s"
+        emit(Warned(f"{samples} calibration sample{plural}: ranges are a guess", "100 or more are usual"))
 
 
 def model_classes(model: Model) -> int | None:
