@@ -262,8 +262,11 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
     Raises:
         BundleError: `folder` holds something that is no bundle.
         OutputError: The files cannot be written.
-        ValueError: `files` are not those of the manifest: a mistake of the caller.
+        ValueError: `files` are not those of the manifest, or two artifacts have one name: mistakes of
+            the caller.
     """
+    if len({artifact.name for artifact in manifest.artifacts}) != len(manifest.artifacts):
+        raise ValueError("two artifacts have the same name")
     if {name: digest_bytes(data) for name, data in files.items()} != manifest.digests():
         raise ValueError("the files are not those that the manifest names")
     encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"

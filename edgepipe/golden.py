@@ -22,13 +22,12 @@ SAMPLES = 4
 SealedArtifact = tuple[Artifact, dict[str, bytes]]
 
 
-def seal(emission: Emission, x: NDArray[Any], *, session: Session | None = None) -> SealedArtifact:
+def seal(emission: Emission, x: NDArray[Any]) -> SealedArtifact:
     """Names and digests an emission, with golden samples made from the first samples of `x`.
 
     Args:
         emission: What an emitter gave; it has one input port.
         x: Real samples in the source's layout: float32 [n, ...].
-        session: The emission's payload, if it is open already.
 
     Returns:
         The artifact's record, and its files by path below the bundle: the payload and the golden tensors.
@@ -40,9 +39,7 @@ def seal(emission: Emission, x: NDArray[Any], *, session: Session | None = None)
     """
     if not len(x):
         raise DataEmpty("golden samples need at least one real sample", where=emission.name)
-    golden, files = make_golden(
-        emission, x[:SAMPLES], session or open_session(emission.payload, emission.format)
-    )
+    golden, files = make_golden(emission, x[:SAMPLES], open_session(emission.payload, emission.format))
     artifact = Artifact(
         name=emission.name,
         format=emission.format,

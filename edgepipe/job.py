@@ -19,9 +19,22 @@ from edgepipe.target import target_name
 
 Prompt = Callable[[str], str]
 
+PATH_FIELDS = {"weights", "data", "path", "identity"}
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make of which model, for which kind of board, with which data.
+
+class _Paths(msgspec.Struct, frozen=True, kw_only=True):
+    """Takes text for every field that is a path, as scripts write it."""
+
+    def __post_init__(self) -> None:
+        """Turns text into a `Path`."""
+        for field in PATH_FIELDS & set(self.__struct_fields__):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                msgspec.structs.force_setattr(self, field, Path(value))
+
+
+class Job(_Paths, frozen=True, kw_only=True):
+    """What to make of which model, for which kind of board, with which data. Paths may be given as text.
 
     Attributes:
         model: The source: a file, a SavedModel folder, or "file.py:factory".
@@ -52,7 +65,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-class SourceSpec(msgspec.Struct, frozen=True, kw_only=True):
+class SourceSpec(_Paths, frozen=True, kw_only=True):
     """A model to load; fields as in `Job`."""
 
     model: str
@@ -60,7 +73,7 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True):
     input_shape: tuple[int, ...] | None = None
 
 
-class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
+class DataSpec(_Paths, frozen=True, kw_only=True):
     """Samples to load; fields as in `Job`, `path` for its `data`."""
 
     path: Path
@@ -68,7 +81,7 @@ class DataSpec(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Place(_Paths, frozen=True, kw_only=True):
     """Where the device is, and how to get in.
 
     Attributes:

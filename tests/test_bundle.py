@@ -198,3 +198,11 @@ def test_unknown_names_are_told(tmp_path, contents):
     assert "int8.tflite" in caught.value.got
     with pytest.raises(BundleError, match="no file of the bundle"):
         bundle.read("manifest.json")
+
+
+def test_two_artifacts_of_one_name_are_refused(tmp_path, contents):
+    manifest, files = contents()
+    doubled = msgspec.structs.replace(manifest, artifacts=(*manifest.artifacts, manifest.artifacts[0]))
+    with pytest.raises(ValueError, match="same name"):
+        write_bundle(tmp_path / "b", doubled, files)
+    assert names(tmp_path) == []

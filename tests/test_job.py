@@ -6,9 +6,11 @@ import pytest
 
 from edgepipe.errors import CalibrationDataMissing, ProjectError, UsageError
 from edgepipe.job import (
+    DataSpec,
     Job,
     Options,
     Place,
+    SourceSpec,
     current_project,
     parse_ports,
     parse_shape,
@@ -215,3 +217,13 @@ def test_the_project_of_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "edgepipe.toml").write_text("target = 3\n")
     with pytest.raises(ProjectError):
         current_project()
+
+
+def test_paths_may_be_text():
+    job = Job(model="m.onnx", target="x86", data="val.npz", weights="w.pt")
+    assert (job.data, job.weights) == (Path("val.npz"), Path("w.pt"))
+    assert job == Job(model="m.onnx", target="x86", data=Path("val.npz"), weights=Path("w.pt"))
+    assert DataSpec(path="val.npz").path == Path("val.npz")
+    assert SourceSpec(model="net.py:net", weights="w.pt").weights == Path("w.pt")
+    assert Place(host="pi", identity="key").identity == Path("key")
+    assert Place(emulate=True).identity is None
