@@ -34,7 +34,7 @@ def emulation(machine: Machine, environment: Mapping[str, str], architecture: st
         architecture: What uname says: "aarch64".
     """
     if environment.get("EDGEPIPE_EMBEDDED"):
-        return "edgepipe's embedded device: this host's own processor (EDGEPIPE_EMBEDDED is set)"
+        return "edgepipe's embedded device: this host's own processor"
     if environment.get("EDGEPIPE_EMULATED"):
         return "an emulated device (EDGEPIPE_EMULATED={})".format(environment["EDGEPIPE_EMULATED"])
     program = _target(machine, "/proc/thread-self/exe")

@@ -306,15 +306,22 @@ def _evaluation_cells(evaluation: Evaluation | None, *, reference: bool = False)
 
 
 def _notes(view: RunView) -> list[RenderableType]:
-    """Reasons and warnings with the artifacts they concern, and what to do about them."""
-    lines: list[RenderableType] = []
+    """Reasons with the artifacts they concern and what to do about them, and as many warnings as fit."""
+    parts: list[RenderableType] = []
+    lines = rest = 0
     for note in notes_of(view):
-        line = Text()
+        if note.label == "NOTE" and lines and lines + len(note.seen) > MAX_NOTE_LINES:
+            rest += len(note.seen)
+            continue
+        lines += len(note.seen) + bool(note.advice)
+        part = Text()
         for who, seen in note.seen:
-            line.append("● ", "yellow" if note.label == "NOTE" else "bold red")
-            line.append(f"{who}: {seen}\n" if who else f"{seen}\n")
-        lines.append(line.append(f"  → {note.advice}", "dim") if note.advice else line)
-    return lines
+            part.append("● ", "yellow" if note.label == "NOTE" else "bold red")
+            part.append(f"{who}: {seen}\n" if who else f"{seen}\n")
+        parts.append(part.append(f"  → {note.advice}", "dim") if note.advice else part)
+    if rest:
+        parts.append(Text(f"and {rest} more: see the report", "dim"))
+    return parts
 
 
 def _provenance(run: Run, store: Path) -> Text:

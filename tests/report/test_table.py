@@ -8,6 +8,7 @@ from rich.console import Console
 from device_agent import protocol
 from edgepipe.measure import Reading
 from edgepipe.report import table
+from edgepipe.report.view import notes_of, view_of
 from edgepipe.store import save_run, summarize
 
 
@@ -73,9 +74,19 @@ def test_trouble_is_told_with_its_artifact_and_its_remedy(troubled, tmp_path):
         "off by 97 steps",
     ):
         assert expected in "\n".join(line.rstrip() for line in text.splitlines())
-    assert text.count("cpupower") == 1  # one remedy for the clock and the governor
+    assert "more: see the report" in text  # reasons first: what else was seen would bury them
+    notes = notes_of(view_of(troubled))
+    assert sum("cpupower" in note.advice for note in notes) == 1  # one remedy for the clock and the governor
     assert "out-of-memory" in row(text, "float32.onnx", "measured on")
     assert "not measured" in row(text, "int8.tflite", "measured on")
+
+
+def test_few_warnings_are_told_whole(make_run, tmp_path):
+    run = with_measurements(make_run(), governors={"policy0": "ondemand"})
+    text = shown(table.deploy_summary(run, tmp_path))
+    assert text.count("the CPU frequency governor is ondemand") == 1
+    assert "cpupower" in text
+    assert "more: see the report" not in text
 
 
 def test_the_report_is_named_only_where_it_is(make_run, tmp_path):
