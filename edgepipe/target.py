@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from device_agent.protocol import POWER_SOURCES, THROTTLE_SOURCES
 from edgepipe.errors import TargetError
 
 Activation = Literal["uint8", "int8", "int8-symmetric"]
@@ -181,9 +182,31 @@ def _read_target(path: Path) -> Target:
             remedy="remove the key; rename the file",
         )
     try:
-        return msgspec.convert({**table, "name": path.stem}, Target)
+        target = msgspec.convert({**table, "name": path.stem}, Target)
     except msgspec.ValidationError as error:
         raise _malformed(path, str(error)) from error
+    _check_names(target, path)
+    return target
+
+
+def _check_names(target: Target, path: Path) -> None:
+    """Refuses readers that the agent does not have; a provider may be of any build of ONNX Runtime."""
+    for field, known in (("power_sources", POWER_SOURCES), ("throttle_sources", THROTTLE_SOURCES)):
+        for name in getattr(target, field):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"take some of {', '.join(known)}"
+                raise TargetError(
+                    "the agent has no such reader", where=f"{path}: {field}", got=repr(name), remedy=remedy
+                )
+    for name in target.execution_providers:
+        if not re.fullmatch(r"\w+ExecutionProvider", name):
+            raise TargetError(
+                "ONNX Runtime's execution providers have longer names",
+                where=f"{path}: execution_providers",
+                got=repr(name),
+                remedy="write it in full, such as CUDAExecutionProvider",
+            )
 
 
 def _read_toml(path: Path) -> dict[str, object]:

@@ -165,6 +165,11 @@ def test_file_of_the_user_is_named_after_itself(board):
     assert target.execution_providers == ("CPUExecutionProvider",)
 
 
+def test_a_provider_of_a_vendors_build_is_taken(board):
+    path = board('execution_providers = ["VendorNpuExecutionProvider"]\n' + WHOLE)
+    assert load_target(path).execution_providers == ("VendorNpuExecutionProvider",)
+
+
 def test_path_may_be_a_text(board):
     path = board(WHOLE)
     assert load_target(str(path)) == load_target(path)
@@ -232,6 +237,10 @@ def test_folder_is_not_a_file(tmp_path: Path):
         (WHOLE.replace('"litert"', '"tvm"'), "runtimes[0].name", ""),
         (WHOLE.replace("version =", "versoin ="), "runtimes[0]", ""),
         (re.sub("runtimes = .*", "runtimes = []", WHOLE), "runtimes", ""),
+        ('power_sources = ["hwmn-ina"]\n' + WHOLE, "power_sources", "did you mean hwmon-ina?"),
+        ('throttle_sources = ["thermal", "zzz"]\n' + WHOLE, "throttle_sources", "rpi, jetson-oc, thermal"),
+        ('execution_providers = ["CUDA"]\n' + WHOLE, "execution_providers", "in full"),
+        ('execution_providers = [""]\n' + WHOLE, "execution_providers", "in full"),
         (WHOLE + 'name = "other"\n', "name", "rename"),
         (WHOLE + "extends = 3\n", "extends", ""),
         (WHOLE + 'extends = "raspberrypy5"\n', "extends", "raspberrypi5"),
