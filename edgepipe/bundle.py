@@ -244,9 +244,17 @@ def check_writable(folder: Path) -> None:
     raise OutputError(
         "nothing can be written there",
         where=str(folder),
-        got=f"{there} is " + ("a folder of somebody else" if there.is_dir() else "a file"),
+        got=f"{there} is {_why_closed(there)}",
         remedy="name a folder that you may write to",
     )
+
+
+def _why_closed(there: Path) -> str:
+    if not there.is_dir():
+        return "a file"
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        return "on a read-only file system"
+    return "a folder that you may not write to"
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

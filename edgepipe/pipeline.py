@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -21,11 +19,10 @@ from edgepipe.errors import (
     CalibrationDataMissing,
     DataShapeMismatch,
     DataTypeMismatch,
-    EdgepipeError,
-    OutputError,
 )
 from edgepipe.evaluate import sqnr_db
 from edgepipe.events import stage
+from edgepipe.files import write_whole
 from edgepipe.graph.edit import is_quantized
 from edgepipe.model import Model, digest_bytes, onnx_model
 from edgepipe.passes import Context, Pass
@@ -184,29 +181,22 @@ def _read_cache(place: Path, name: str) -> Model | None:
 
 
 def _write_cache(place: Path, content: bytes) -> None:
-    """Keeps a model, whole or not at all: written beside its place, then renamed."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".unfinished-")
-    except OSError as error:
-        raise _not_written(place, error) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(digest_bytes(content).encode() + b"\n" + content)
-        Path(temporary).replace(place)
-        _forget_oldest(place.parent)
-    except BaseException as error:  # Ctrl-C too must not leave the unfinished file
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _not_written(place, error) from error
-        raise
+    """Keeps a model with its digest, and forgets the oldest."""
+    write_whole(
+        place,
+        digest_bytes(content).encode() + b"\n" + content,
+        what="a result cannot be kept in the cache",
+        remedy="make room there, or name another cache folder",
+    )
+    _forget_oldest(place.parent)
 
 
 def _forget_oldest(folder: Path) -> None:
     """Keeps the cache from growing without end; another process may be doing the same."""
     oldest_first = sorted(folder.glob("*.onnx"), key=_written_ns)
     for path in oldest_first[:-CACHED_RESULTS]:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that is too large is no failure
+            path.unlink()
 
 
 def _written_ns(path: Path) -> int:
@@ -214,15 +204,6 @@ def _written_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _not_written(place: Path, error: OSError) -> EdgepipeError:
-    return OutputError(
-        "a result cannot be kept in the cache",
-        where=str(place.parent),
-        got=str(error.strerror or error),
-        remedy="make room there, or name another cache folder",
-    )
 
 
 def _output_sqnr_db(before: Model, after: Model, data: Dataset | None) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import tomllib
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edgepipe.errors import OutputError, ProjectError, UsageError
+from edgepipe.files import write_whole
 from edgepipe.preprocess import Preprocessing
 
 FILE_NAME = "edgepipe.toml"
@@ -191,20 +191,15 @@ def write_project(
             where=str(path),
             remedy="edit it, or move it away first",
         )
+    if not path.parent.is_dir():
+        raise OutputError("there is no such folder", where=str(path.parent), remedy="make it first")
     text = project_text(model=model, target=target, data=data, host=host)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        raise OutputError(
-            "the project file cannot be written",
-            where=str(path),
-            got=error.strerror or str(error),
-            remedy="check that the folder exists and is yours to write",
-        ) from error
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(
+        path,
+        text.encode(),
+        what="the project file cannot be written",
+        remedy="check that the folder is yours to write",
+    )
 
 
 def project_text(

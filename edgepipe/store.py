@@ -21,8 +21,9 @@ from pathlib import Path
 import msgspec
 
 from edgepipe.bundle import Artifact, Calibration, Step
-from edgepipe.errors import OutputError, RunNotFound
+from edgepipe.errors import RunNotFound
 from edgepipe.evaluate import Estimate, Evaluation
+from edgepipe.files import write_whole
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
 from edgepipe.sources.source import Fidelity
 
@@ -172,21 +173,12 @@ def save_run(store: Path, run: Run) -> Path:
         OutputError: The record cannot be written.
     """
     folder = store / run.id
-    part = folder / f".{RECORD}.{secrets.token_hex(4)}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(to_json(run))
-            part.replace(folder / RECORD)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "the run cannot be written",
-            where=str(folder),
-            got=error.strerror or str(error),
-            remedy="free some space, or name another folder with --store",
-        ) from error
+    write_whole(
+        folder / RECORD,
+        to_json(run),
+        what="the run cannot be written",
+        remedy="free some space, or name another folder with --store",
+    )
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgepipe.bundle import Step
-from edgepipe.errors import OutputError
+from edgepipe.files import write_whole
 from edgepipe.report import charts, text
 from edgepipe.report.view import RunView, notes_of, view_of
 from edgepipe.store import Run
@@ -26,22 +25,12 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
-    page = render_report(runs).encode()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(page)
-            part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "the report cannot be written",
-            where=str(output),
-            got=error.strerror or str(error),
-            remedy="free some space, or name another file with -o",
-        ) from error
+    write_whole(
+        output,
+        render_report(runs).encode(),
+        what="the report cannot be written",
+        remedy="free some space, or name another file with -o",
+    )
 
 
 def render_report(runs: Sequence[Run]) -> str:

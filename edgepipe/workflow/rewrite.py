@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from edgepipe import sources
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.emission import Emission, PortType
-from edgepipe.errors import OutputError, UsageError
+from edgepipe.errors import UsageError
 from edgepipe.events import Emit, silent, stage
+from edgepipe.files import write_whole
 from edgepipe.job import SourceSpec
 from edgepipe.runtime import open_session
 
@@ -57,28 +57,5 @@ def convert(
         else:
             emission = ort.emit(source.model, activation="int8", ports=ports or "float32")
         open_session(emission.payload, emission.format)  # what its own runtime refuses is no result
-        write_file(output, emission.payload)
+        write_whole(output, emission.payload)
     return emission
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        OutputError: It can't be written.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "the file can't be written",
-            where=str(path),
-            got=error.strerror or str(error),
-            remedy="free some space, or name another file",
-        ) from error
