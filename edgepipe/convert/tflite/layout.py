@@ -16,7 +16,17 @@ from edgepipe.convert.tflite.graph import Array, Graph, Node
 
 # Ops that TFLite computes channels-last only; their first input tells what layout a graph input wants.
 SPATIAL = frozenset(
-    {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize"}
+    {
+        "Conv",
+        "ConvTranspose",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "Resize",
+        "DepthToSpace",
+        "SpaceToDepth",
+    }
 )
 
 

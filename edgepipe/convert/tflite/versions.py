@@ -41,7 +41,8 @@ class Use(msgspec.Struct, frozen=True):
         return prod(t.grid.scale[0] for t in self.inputs if t.grid is not None) / self.output.grid.scale[0]
 
 
-# Version with int8 data, where that is not 1.
+# Version with int8 data, where that is not 1. The converter of TensorFlow writes DEPTH_TO_SPACE as version 2,
+# which LiteRT 2.3 does not register; its kernel takes int8 as version 1.
 _INT8 = {
     "ADD": 2,
     "AVERAGE_POOL_2D": 2,
@@ -70,6 +71,7 @@ _INT8 = {
     "RESIZE_NEAREST_NEIGHBOR": 2,
     "SLICE": 2,
     "SOFTMAX": 2,
+    "SPACE_TO_DEPTH": 2,
     "SPLIT": 2,
     "STRIDED_SLICE": 2,
     "SUB": 2,

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepipe.convert.tflite import emit
+from edgepipe.convert.tflite.lower import RULES
 from edgepipe.errors import UnsupportedOp
+from edgepipe.quantize import plan
 
 RNG = np.random.default_rng(11)
 KERNEL = RNG.normal(size=(4, 3, 1, 1)).astype(np.float32)
@@ -209,3 +211,36 @@ def test_reductions(tools, op, keepdims, axes):
     model = behind_conv(tools, [(op, ["c", *constants], ["y"], attributes)], constants)
     for emission in tools.both(model, steps=2):
         assert "TRANSPOSE" not in emission.op_counts
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_depth_to_space(tools, mode):
+    model = tools.model(
+        [("DepthToSpace", ["x"], ["y"], {"blocksize": 2, "mode": mode})], {"x": [1, 12, 3, 5]}
+    )
+    expected = {"DEPTH_TO_SPACE": 1} | ({"GATHER": 1} if mode == "CRD" else {})
+    assert [emission.op_counts for emission in tools.both(model, same_grid=("DepthToSpace",))] == [
+        expected
+    ] * 2
+
+
+def test_space_to_depth(tools):
+    model = tools.model([("SpaceToDepth", ["x"], ["y"], {"blocksize": 3})], {"x": [1, 2, 6, 9]})
+    emissions = tools.both(model, same_grid=("SpaceToDepth",))
+    assert [emission.op_counts for emission in emissions] == [{"SPACE_TO_DEPTH": 1}] * 2
+
+
+@pytest.mark.parametrize("op", ["Tile", "Expand"])
+@pytest.mark.parametrize(
+    ("old", "new"), [([1, 3, 1, 1], [1, 3, 4, 5]), ([1, 1], [1, 7]), ([1, 2, 3], [1, 2, 3])]
+)
+def test_repetition(tools, op, old, new):
+    numbers = [after // before for before, after in zip(old, new, strict=True)] if op == "Tile" else new
+    model = tools.model([(op, ["x", "n"], ["y"], {})], {"x": old}, {"n": np.array(numbers)})
+    for emission in tools.both(model, same_grid=(op,)):
+        assert emission.op_counts.keys() <= {"CONCATENATION"}
+
+
+def test_every_op_that_is_quantized_can_be_written():
+    planned = plan.LINEAR | plan.KEEPING | plan.FREE | plan.FIXED.keys() | plan.CLIPPING
+    assert planned - {"Identity"} <= RULES.keys()  # an Identity is read as its input

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepipe.convert.tflite.layout import plain, transposition
+from edgepipe.convert.tflite.layout import channels_last, plain, transposition
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
 
 
@@ -126,7 +126,63 @@ def lower_gather(site: Site) -> None:
     site.builder.operator("GATHER", [source, chosen], [result], options("GatherOptions", axis=place))
 
 
+def lower_depth_to_space(site: Site) -> None:
+    """DepthToSpace: TFLite's order of channels is DCR; for CRD a GATHER brings them into it."""
+    _, channels, _, _ = site.value().shape
+    block = int(site.setting("blocksize"))
+    layout = channels_last(4)
+    source = site.read(0, layout)
+    if site.setting("mode", "DCR") == "CRD":
+        order = np.arange(channels).reshape(-1, block * block).T.reshape(-1)
+        arranged = site.builder.like(source, f"{site.node.outputs[0]}/arranged", source.shape)
+        indices = site.integers("channels", order)
+        site.builder.operator("GATHER", [source, indices], [arranged], options("GatherOptions", axis=3))
+        source = arranged
+    result = site.define(layout, grid=source.grid)
+    fields = options("DepthToSpaceOptions", blockSize=block)
+    site.builder.operator("DEPTH_TO_SPACE", [source], [result], fields)
+
+
+def lower_space_to_depth(site: Site) -> None:
+    """SpaceToDepth: the same in TFLite."""
+    layout = channels_last(4)
+    source = site.read(0, layout)
+    fields = options("SpaceToDepthOptions", blockSize=int(site.setting("blocksize")))
+    site.builder.operator("SPACE_TO_DEPTH", [source], [site.define(layout, grid=source.grid)], fields)
+
+
+def lower_tile(site: Site) -> None:
+    """Tile, and Expand: a CONCATENATION with itself along each axis that grows."""
+    old, new = site.value().shape, site.result().shape
+    if len(old) != len(new):
+        raise site.refuse("it adds axes", "reshape the tensor to its final rank beforehand")
+    layout = plain(len(old)) if site.layout().sizes else site.layout()
+    source = site.read(0, layout)
+    growing = [axis for axis in range(len(old)) if new[axis] != old[axis]]
+    if not growing:
+        site.alias(layout, source)
+        return
+    sizes = list(old)
+    for axis in growing:
+        sizes[axis] = new[axis]
+        whole = axis == growing[-1]
+        shape = layout.shape(tuple(sizes))
+        result = (
+            site.define(layout, grid=source.grid)
+            if whole
+            else site.builder.like(source, f"{site.node.outputs[0]}/axis{axis}", shape)
+        )
+        fields = options("ConcatenationOptions", axis=layout.axis(axis), fusedActivationFunction="NONE")
+        copies = [source] * (new[axis] // old[axis])
+        site.builder.operator("CONCATENATION", list(copies), [result], fields)
+        source = result
+
+
 RULES = {
+    "DepthToSpace": Rule(lower_depth_to_space),
+    "SpaceToDepth": Rule(lower_space_to_depth),
+    "Tile": Rule(lower_tile),
+    "Expand": Rule(lower_tile),
     "Reshape": Rule(lower_reshape),
     "Flatten": Rule(lower_reshape),
     "Squeeze": Rule(lower_reshape),
