@@ -23,6 +23,8 @@ def normalize(graph: ir.Graph) -> None:
     """Folds affine maps into the linear op before them, and writes those that remain as Mul and Add."""
     _plain_gemms(graph)
     _products_to_gemms(graph)
+    for node in edit.nodes(graph, "Neg", "Pow"):
+        _multiply(graph, node)
     for node in edit.nodes(graph, "BatchNormalization", "Mul", "Add", "Sub", "Div"):
         _fold_into_producer(graph, node)
     for node in edit.nodes(graph, "BatchNormalization"):
@@ -195,13 +197,31 @@ def _split_normalization(graph: ir.Graph, node: ir.Node) -> None:
 
 def _multiply_by_reciprocal(graph: ir.Graph, node: ir.Node) -> None:
     """Writes division by a float constant as a product: integer kernels multiply, few divide."""
-    import onnx_ir as ir
-
     divisor = edit.constant_input(node, 1)
     if divisor is None or divisor.dtype != np.float32 or not divisor.all():
         return
     inverse = edit.add_constant(graph, f"{node.outputs[0].name}.reciprocal", (1 / divisor).astype(np.float32))
-    product = ir.node("Mul", [node.inputs[0], inverse])
+    _replace_by_product(graph, node, inverse)
+
+
+def _multiply(graph: ir.Graph, node: ir.Node) -> None:
+    """Writes a float negation or square as a product, for the same reason."""
+    source = node.inputs[0]
+    if source is None or source.dtype is None or source.dtype.name != "FLOAT":
+        return
+    if node.op_type == "Neg":
+        factor = edit.add_constant(graph, f"{node.outputs[0].name}.minus_one", np.array(-1, np.float32))
+        _replace_by_product(graph, node, factor)
+        return
+    exponent = edit.constant_input(node, 1)
+    if exponent is not None and exponent.ndim == 0 and float(exponent) == 2.0:
+        _replace_by_product(graph, node, source)
+
+
+def _replace_by_product(graph: ir.Graph, node: ir.Node, factor: ir.Value) -> None:
+    import onnx_ir as ir
+
+    product = ir.node("Mul", [node.inputs[0], factor])
     product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     product.outputs[0].name = edit.unused_name(graph, f"{node.outputs[0].name}.product")
     graph.insert_before(node, product)

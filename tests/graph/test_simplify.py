@@ -291,3 +291,28 @@ def test_what_the_runtime_cannot_fold_stays(build_model, make_context, op_types)
         v=normal(2, 3), far=np.int64(7),
     )  # fmt: skip
     assert op_types(Simplify().apply(model, make_context())) == ["Gather", "Add"]
+
+
+@pytest.mark.parametrize("exponent", [np.float32(2), np.int64(2)])
+def test_negation_and_square_become_products(build_model, simplified, op_types, exponent):
+    model = build_model(
+        "net (float[n,4,5,5] x) => (float[n,4,5,5] y, float[n,4,5,5] z) { y = Neg(x)  z = Pow(x, two) }",
+        two=exponent,
+    )
+    assert op_types(simplified(model)) == ["Mul", "Mul"]
+
+
+def test_other_powers_stay(build_model, simplified, op_types):
+    model = build_model(
+        "net (float[n,4] x) => (float[n,4] y, float[m,4] z) { y = Pow(x, three)  z = Pow(x, twos) }",
+        three=np.float32(3), twos=np.full((1, 1, 4), 2, np.float32)[0],
+    )  # fmt: skip
+    assert op_types(simplified(model)) == ["Pow", "Pow"]
+
+
+def test_a_negation_folds_into_the_convolution_before_it(build_model, simplified, op_types):
+    model = build_model(
+        "net (float[n,3,6,6] x) => (float[n,4,6,6] y) { c = Conv(x, w, b)  y = Neg(c) }",
+        w=normal(4, 3, 1, 1), b=normal(4),
+    )  # fmt: skip
+    assert op_types(simplified(model)) == ["Conv"]
