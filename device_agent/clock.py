@@ -19,7 +19,7 @@ else:
 
 
 def read_clock() -> Clock:
-    """Names the clock and finds the smallest step that it makes."""
+    """Names the clock and finds the least time that it can tell apart, its own cost included."""
     steps = []
     for _ in range(200):
         start = now_ns()

@@ -91,7 +91,8 @@ class Clock(NamedTuple):
 
     Attributes:
         name: The call: "time.perf_counter_ns".
-        resolution_ns: The smallest step that it was seen to make, or the system's, the greater.
+        resolution_ns: The least time that two readings in a row lay apart: the clock's step, or what
+            a reading costs, the greater. Nothing shorter can be timed.
     """
 
     name: str

@@ -136,7 +136,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         latencies_ns: Every timed run, in order.
         timed: What is inside one latency, for people.
         clock: The clock that latencies were read from.
-        clock_resolution_ns: Its resolution.
+        clock_resolution_ns: Least time between two readings of it: its step, or what a reading costs.
         window: From the start of the first timed run to the end of the last.
         import_ns: Import of the runtime.
         load_ns: From the file to a model ready to run.

@@ -152,9 +152,11 @@ def _unsteady(measurement: Measurement, latency: Latency) -> Iterator[Finding]:
     latencies = np.asarray(measurement.latencies_ns, np.float64)
     middle = float(np.median(latencies))
     if measurement.clock_resolution_ns >= 0.01 * middle:
-        resolution = format_ns(measurement.clock_resolution_ns)
+        times = middle / measurement.clock_resolution_ns
         yield Finding(
-            f"the clock steps by {resolution}, over 1 % of the median", "use a Python with perf_counter_ns"
+            f"one inference takes only {times:.3g} times what lies between two readings of the clock, "
+            f"{format_ns(measurement.clock_resolution_ns)}",
+            "read nothing into small differences: part of each figure is the clock's own",
         )
     change, chance = drift(latencies)
     if abs(change) >= MAX_DRIFT and chance < 0.01:

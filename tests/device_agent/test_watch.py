@@ -1,5 +1,6 @@
 """The watch beside a measurement, on recorded boards whose files change under it."""
 
+import itertools
 import os
 import threading
 import time
@@ -177,3 +178,9 @@ def test_clock_is_the_monotonic_one():
     before_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     assert before_ns <= now_ns() <= time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     assert read_clock().resolution_ns > 0
+
+
+def test_resolution_is_the_least_time_between_readings(monkeypatch):
+    readings = itertools.chain.from_iterable((tick, tick, tick) for tick in itertools.count(0, 52))
+    monkeypatch.setattr("device_agent.clock.now_ns", lambda: next(readings))
+    assert read_clock().resolution_ns == 52
