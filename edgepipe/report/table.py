@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from edgepipe.bundle import Artifact, Bundle
@@ -17,6 +15,7 @@ from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.report import text
 from edgepipe.report.compare import ArtifactComparison, RunComparison, caveats_of, compare
 from edgepipe.report.device import facts_table, push_summary
+from edgepipe.report.layout import FigureTable, figure_table
 from edgepipe.report.view import MARKS, RunView, notes_of, view_of
 from edgepipe.store import ResultSummary, Run, RunSummary
 from edgepipe.units import format_bytes, format_ns, format_share
@@ -40,7 +39,6 @@ WITHIN_RUNS = (
     "intervals cover the variation within each run alone: only runs repeated in turn tell a small difference"
     " from noise"
 )
-_WHOLE = ("artifact", "verdict")
 _STYLES = {"VALID": "bold green", "INVALID": "bold red", "NOT MEASURED": "bold yellow"}
 
 
@@ -74,21 +72,20 @@ def deploy_summary(run: Run, store: Path) -> RenderableType:
 def bundle_summary(bundle: Bundle) -> RenderableType:
     """A bundle: one row an artifact, and the passes that made them."""
     manifest = bundle.manifest
-    table = _table("artifact", ">size", "inputs", "operators", "needs")
+    table = figure_table("artifact", ">size", "inputs", "operators", "needs")
     for artifact in manifest.artifacts:
-        _add(
-            table,
+        table.add(
             Text(artifact.name, "bold"),
             format_bytes(artifact.size_bytes),
             _ports(artifact),
             _counts(artifact.op_counts),
             _pairs(artifact.needs, " ≥ "),
         )
-    steps = _table("step", ">before", ">after", ">SQNR on calibration samples")
+    steps = figure_table("step", ">before", ">after", ">SQNR on calibration samples")
     for step in manifest.steps:
         sqnr = text.NONE if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
         before, after = format_bytes(step.size_in_bytes), format_bytes(step.size_out_bytes)
-        _add(steps, step.use, before, after, sqnr)
+        steps.add(step.use, before, after, sqnr)
     head = Text.assemble(
         (manifest.model_name, "bold"),
         f" for {manifest.target}, recipe {manifest.recipe}, seed {manifest.seed}",
@@ -126,12 +123,12 @@ def emission_data(emission: Emission, output: Path) -> dict[str, Any]:
 
 def evaluation_table(judged: Judged) -> RenderableType:
     """Evaluations on this machine: the float model first, then one row an artifact."""
-    table = _table("artifact", ">accuracy %", ">against float", ">agreement %", ">SQNR", ">max error")
-    _add(table, "float", *_evaluation_cells(judged.reference, reference=True), text.NONE)
+    table = figure_table("artifact", ">accuracy %", ">against float", ">agreement %", ">SQNR", ">max error")
+    table.add("float", *_evaluation_cells(judged.reference, reference=True), text.NONE)
     for name, evaluation in judged.artifacts.items():
         errors = [output.max_abs_error for output in evaluation.fidelity if output.max_abs_error is not None]
         worst = f"{max(errors):.3g}" if errors else text.NONE
-        _add(table, Text(name, "bold"), *_evaluation_cells(evaluation), worst)
+        table.add(Text(name, "bold"), *_evaluation_cells(evaluation), worst)
     first = judged.reference
     parts: list[RenderableType] = [table]
     parts += [Text(f"{name}: {_with_interval(e)}") for name, e in judged.agreement.items()]
@@ -153,12 +150,11 @@ def _run_in_short(run: RunSummary) -> list[RenderableType]:
         return [Text.assemble((run.id, "bold"), "  ", (run.problem, "red"), "\n")]
     mark = MARKS[run.kind]
     where = run.host + (_marked(mark) if mark not in run.host else "")
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for width in (16, 9, 18, 20, 8):
-        table.add_column(min_width=width, justify="left" if width in {16, 8} else "right")
+    table = FigureTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, width in (("artifact", 16), ("size", 9), ("quality", 18), ("median", 20), ("verdict", 8)):
+        table.add_column(name, min_width=width, justify="left" if width in {16, 8} else "right")
     for each in run.results:
-        _add(
-            table,
+        table.add(
             f"  {each.name}",
             format_bytes(each.size_bytes),
             _quality(each),
@@ -180,9 +176,11 @@ def comparison_table(comparison: RunComparison) -> RenderableType:
     first, second = (MARKS[kind] for kind in comparison.kinds)
     head = Text.assemble("A ", (comparison.first, "bold"), "\nB ", (comparison.second, "bold"))
     mark = f"\n{first}" if first and first == second else ""
-    table = _table("artifact", ">size", ">accuracy", f">median{mark}", f">B / A{mark}", f">peak memory{mark}")
+    table = figure_table(
+        "artifact", ">size", ">accuracy", f">median{mark}", f">B / A{mark}", f">peak memory{mark}"
+    )
     for artifact in comparison.artifacts:
-        _add(table, *_comparison_cells(artifact, comparison))
+        table.add(*_comparison_cells(artifact, comparison))
     parts: list[RenderableType] = [head, table]
     for what, barriers in (
         ("latency, memory and energy are", comparison.latency_barriers),
@@ -243,17 +241,18 @@ def _headline(view: RunView) -> Text:
     return head
 
 
-def _host_table(view: RunView) -> Table:
+def _host_table(view: RunView) -> FigureTable:
     """What the artifacts compute: figures of this machine."""
     data = view.run.data
     title = f"computed on this host, {text.samples(data)}" if data else "not evaluated: no data"
-    table = _table("artifact", ">size", ">accuracy %", ">against float", ">agreement %", ">SQNR", title=title)
+    table = figure_table(
+        "artifact", ">size", ">accuracy %", ">against float", ">agreement %", ">SQNR", title=title
+    )
     if view.run.reference:
-        _add(table, "float model", text.NONE, *_evaluation_cells(view.run.reference, reference=True))
+        table.add("float model", text.NONE, *_evaluation_cells(view.run.reference, reference=True))
     for each in view.results:
         artifact = each.result.artifact
-        _add(
-            table,
+        table.add(
             Text(each.name, "bold"),
             format_bytes(artifact.size_bytes),
             *_evaluation_cells(each.result.evaluation),
@@ -265,19 +264,18 @@ def _agreement(run: Run) -> list[RenderableType]:
     return [Text(f"{pair}: {_with_interval(each)}\n", "dim") for pair, each in run.agreement.items()]
 
 
-def _device_table(view: RunView) -> Table:
+def _device_table(view: RunView) -> FigureTable:
     """How the artifacts run: figures of the device, each column marked where that is no board."""
     mark = f"\n{view.mark}" if view.mark else ""
     figures = [f">{name}{mark}" for name in ("median", "p90", "speed-up", "peak memory", "energy")]
-    table = _table("artifact", *figures, "verdict", title=f"measured on {view.run.device_name}")
+    table = figure_table("artifact", *figures, "verdict", title=f"measured on {view.run.device_name}")
     for each in view.results:
         result, measurement = each.result, each.result.measurement
         runtime = f"{measurement.runtime} {measurement.runtime_version}" if measurement else ""
         ran_on = f"\n{text.ran_on(measurement)}" if measurement else ""
         memory = measurement.memory.peak_bytes if measurement and measurement.memory else None
         p90 = text.NONE if each.latency is None else text.quantile(each.latency.p90_ns)
-        _add(
-            table,
+        table.add(
             _two(Text(result.artifact.name, "bold"), runtime + ran_on),
             _two(text.median(each.latency), text.median_interval(each.latency)),
             p90,
@@ -331,33 +329,6 @@ def _provenance(run: Run, store: Path) -> Text:
         lines.append(f"report  {folder / REPORT}")
     lines.append(f"run     {folder / 'run.json'}")
     return Text("\n".join(lines), "dim")
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A table whose columns are right-aligned where their name begins with ">"."""
-    table = Table(
-        title=None if title is None else Text(title),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-        title_style="dim",
-        title_justify="left",
-    )
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(
-            column.lstrip(">"),
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=column in _WHOLE,
-        )
-    return table
-
-
-def _add(table: Table, *cells: RenderableType) -> None:
-    """Adds a row whose strings are shown as they are: names of users and devices are no markup."""
-    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _two(first: str | Text, second: str) -> Text:

@@ -114,6 +114,22 @@ def test_tables_fit_a_terminal(make_run, embedded, tmp_path, width):
         assert shown(parts[0], width).count("VALID") == 1 + len(run.results)  # nothing is cropped
 
 
+@pytest.mark.parametrize("width", [50, 64])
+def test_a_narrow_terminal_shows_a_figure_a_line(make_run, embedded, tmp_path, width):
+    for run in (make_run(), embedded):
+        summary = shown(table.deploy_summary(run, tmp_path), width)
+        listed = shown(table.runs_table([summarize(run)]), width)
+        compared = shown(table.comparison_table(table.compare(run, run)), width)
+        assert max(map(len, (summary + listed + compared).splitlines())) <= width
+        lines = [line.split() for line in summary.splitlines()]
+        assert ["verdict", "VALID"] in lines
+        assert any(line[-4:] == ["3.10", "ms", "[3.10,", "3.11]"] for line in lines)
+        assert any(line[-4:] == ["98.0", "%", "[96.9,", "98.7]"] for line in lines)
+        assert listed.count("verdict  VALID") == len(run.results)
+        assert "3.10 ms" in listed
+        assert "945 KiB → 945 KiB" in compared
+
+
 def test_a_bare_run_is_shown(make_run, tmp_path):
     run = msgspec.structs.replace(make_run(), results=(), reference=None, data=None, agreement={}, device={})
     text = shown(table.deploy_summary(run, tmp_path))
