@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepipe import workflow
 from edgepipe.errors import MissingExtra
 from edgepipe.events import Emit, silent, stage
+from edgepipe.files import write_whole
 from edgepipe.job import Effort, Job, Place
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ EPOCHS = 15
 TRAINING_SAMPLES = 1200
 BATCH = 64
 SEED = 0
+NOT_WRITTEN = {
+    "what": "the demo's files cannot be written",
+    "remedy": "name a folder that you may write to: edgepipe demo --folder FOLDER",
+}
 
 
 def run_demo(folder: Path, *, emit: Emit = silent, command: str = "") -> Run:
@@ -36,15 +41,13 @@ def run_demo(folder: Path, *, emit: Emit = silent, command: str = "") -> Run:
 
     Raises:
         MissingExtra: If torch or scikit-learn is not installed.
+        OutputError: If the folder cannot be written.
     """
     for package in ("torch", "sklearn", "asyncssh"):
         if find_spec(package) is None:
-            raise MissingExtra(
-                f"the demo needs {package}", remedy="pip install 'torch==2.13.0' 'edgepipe[demo]'"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
+            raise MissingExtra(f"the demo needs {package}", remedy="pip install 'edgepipe[demo]'")
     model, weights, data = folder / "net.py", folder / "digits.pt", folder / "digits.npz"
-    shutil.copyfile(Path(__file__).with_name("net.py"), model)
+    write_whole(model, Path(__file__).with_name("net.py").read_bytes(), **NOT_WRITTEN)
     _train(weights, data, emit)
     job = Job(model=f"{model}:build", weights=weights, data=data, target="x86", seed=SEED)
     effort = Effort(min_duration_s=2.0)
@@ -55,18 +58,21 @@ def run_demo(folder: Path, *, emit: Emit = silent, command: str = "") -> Run:
 
 def _train(weights: Path, data: Path, emit: Emit) -> None:
     """Writes the trained state_dict, and the samples that training never saw."""
-    import numpy as np
-    import torch
-    from sklearn.datasets import load_digits
+    with stage(emit, "load PyTorch and scikit-learn"):  # seconds of silence otherwise
+        import numpy as np
+        import torch
+        from sklearn.datasets import load_digits
 
-    from edgepipe.demo.net import build
+        from edgepipe.demo.net import build
 
     digits: Any = load_digits()
     images = (digits.images / 16).astype(np.float32)[:, None]  # 4-bit grey levels
     labels = digits.target.astype(np.int64)
     order = np.random.default_rng(SEED).permutation(len(images))
     train, held_out = order[:TRAINING_SAMPLES], order[TRAINING_SAMPLES:]
-    np.savez(data, x=images[held_out], y=labels[held_out])
+    samples, state = io.BytesIO(), io.BytesIO()
+    np.savez(samples, x=images[held_out], y=labels[held_out])
+    write_whole(data, samples.getvalue(), **NOT_WRITTEN)
 
     torch.manual_seed(SEED)
     network = build()
@@ -89,4 +95,5 @@ def _train(weights: Path, data: Path, emit: Emit) -> None:
         training.detail = (
             f"{100 * np.mean(guesses == labels[held_out]):.1f} % on {len(held_out)} held-out images"
         )
-    torch.save(network.state_dict(), weights)
+    torch.save(network.state_dict(), state)
+    write_whole(weights, state.getvalue(), **NOT_WRITTEN)
