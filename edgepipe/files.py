@@ -1,11 +1,16 @@
-"""Writing a file whole or not at all."""
+"""How files are written: whole or not at all; records as JSON."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 
+import msgspec
+
 from edgepipe.errors import OutputError
+
+_NUMBERS = re.compile(rb"\[\s+-?\d[-+.\dEe,\s]*\]")
 
 
 def write_whole(
@@ -35,3 +40,9 @@ def write_whole(
             part.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(what, where=str(path), got=error.strerror or str(error), remedy=remedy) from error
+
+
+def to_json(data: object) -> bytes:
+    """Any record as JSON: indented for people, but each series of numbers on one line, however long."""
+    indented = msgspec.json.format(msgspec.json.encode(data), indent=1)
+    return _NUMBERS.sub(lambda found: b"".join(found.group().split()), indented) + b"\n"

@@ -23,14 +23,13 @@ import msgspec
 from edgepipe.bundle import Artifact, Calibration, Step
 from edgepipe.errors import RunNotFound
 from edgepipe.evaluate import Estimate, Evaluation
-from edgepipe.files import write_whole
+from edgepipe.files import to_json, write_whole
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
 from edgepipe.sources.source import Fidelity
 
 SCHEMA = 1
 RECORD = "run.json"
 INDEX = "index.sqlite"
-_NUMBERS = re.compile(rb"\[\s+-?\d[-+.\dEe,\s]*\]")
 _INDEX_VERSION = 1  # to be raised whenever summaries are made in another way
 
 
@@ -226,12 +225,6 @@ def summarize(run: Run) -> RunSummary:
         kind=run.kind,
         results=tuple(map(_summarize_result, run.results)),
     )
-
-
-def to_json(data: object) -> bytes:
-    """Any record as JSON: indented for people, but each series of numbers on one line, however long."""
-    indented = msgspec.json.format(msgspec.json.encode(data), indent=1)
-    return _NUMBERS.sub(lambda found: b"".join(found.group().split()), indented) + b"\n"
 
 
 def _summarize_result(result: ArtifactResult) -> ResultSummary:

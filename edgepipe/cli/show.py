@@ -29,7 +29,7 @@ def print_result(table: RenderableType, data: Any, *, as_json: bool) -> None:
         OutputError: Stdout cannot be written.
     """
     if as_json:
-        from edgepipe.store import to_json
+        from edgepipe.files import to_json
 
         with _writing():
             sys.stdout.write(to_json(data).decode())
