@@ -221,6 +221,22 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         return _read_checked(self.folder, file, self.manifest.digests().get(file))
 
 
+class Pushed(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle on a device.
+
+    Attributes:
+        host: The device.
+        folder: Where the bundle is there.
+        bundle_digest: sha256 of its manifest.
+        agent_digest: sha256 of the agent there.
+    """
+
+    host: str
+    folder: str
+    bundle_digest: str
+    agent_digest: str
+
+
 def check_bundle_folder(folder: Path) -> None:
     """Makes sure, before any work, that a bundle could be written there; another disk may still fill up.
 

@@ -110,6 +110,20 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         return all(output.mse == 0 for output in self.fidelity)
 
 
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """Every artifact of a bundle, or one model, evaluated beside the float model.
+
+    Attributes:
+        reference: The float model itself, by name "float": what all are compared with.
+        artifacts: By artifact name.
+        agreement: Top-1 agreement of the quantized artifacts with one another, by "a = b".
+    """
+
+    reference: Evaluation
+    artifacts: dict[str, Evaluation]
+    agreement: dict[str, Estimate] = {}
+
+
 def evaluate(
     reference: Sequence[NDArray[Any]],
     outputs: Sequence[NDArray[Any]],

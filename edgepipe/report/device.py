@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from device_agent import protocol
+from edgepipe.bundle import Pushed
 from edgepipe.report import text
 from edgepipe.units import format_bytes
-
-
-class Pushed(Protocol):
-    """A bundle on a device."""
-
-    @property
-    def host(self) -> str:
-        """The device."""
-
-    @property
-    def folder(self) -> str:
-        """Where it is there."""
-
-    @property
-    def bundle_digest(self) -> str:
-        """sha256 of its manifest."""
-
-    @property
-    def agent_digest(self) -> str:
-        """sha256 of the agent there."""
 
 
 def push_summary(pushed: Pushed) -> RenderableType:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from edgepipe.bundle import Artifact, Bundle
 from edgepipe.convert.emission import Emission
-from edgepipe.evaluate import Estimate, Evaluation
+from edgepipe.evaluate import Estimate, Evaluation, Judged
 from edgepipe.report import text
 from edgepipe.report.compare import ArtifactComparison, RunComparison, caveats_of, compare
 from edgepipe.report.device import facts_table, push_summary
@@ -40,22 +40,6 @@ WITHIN_RUNS = (
     " from noise"
 )
 _STYLES = {"VALID": "bold green", "INVALID": "bold red", "NOT MEASURED": "bold yellow"}
-
-
-class Judged(Protocol):
-    """Evaluations of artifacts beside that of the float model."""
-
-    @property
-    def reference(self) -> Evaluation:
-        """The float model's."""
-
-    @property
-    def artifacts(self) -> Mapping[str, Evaluation]:
-        """By artifact."""
-
-    @property
-    def agreement(self) -> Mapping[str, Estimate]:
-        """Top-1 agreement of quantized artifacts, by "a = b"."""
 
 
 def deploy_summary(run: Run, store: Path) -> RenderableType:

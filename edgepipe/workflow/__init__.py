@@ -1,7 +1,9 @@
 """Whole jobs: the one place that joins what runs on the host with what runs on a device."""
 
-from edgepipe.workflow.deployment import Pushed, bench, deploy, facts_data, probe, push
-from edgepipe.workflow.judge import Judged, evaluate_subject
+from edgepipe.bundle import Pushed
+from edgepipe.evaluate import Judged
+from edgepipe.workflow.deployment import bench, deploy, facts_data, probe, push
+from edgepipe.workflow.judge import evaluate_subject
 from edgepipe.workflow.make import Made, compress
 from edgepipe.workflow.rewrite import convert
 

@@ -13,14 +13,15 @@ import msgspec
 
 import edgepipe
 from device_agent import protocol
-from edgepipe.bundle import Bundle, check_bundle_folder, check_writable, read_bundle
+from edgepipe.bundle import Bundle, Pushed, check_bundle_folder, check_writable, read_bundle
 from edgepipe.device.push import push as push_bundle
+from edgepipe.evaluate import Judged
 from edgepipe.events import Emit, silent, stage
 from edgepipe.job import Effort, Job, Place
 from edgepipe.report.html import write_report
 from edgepipe.store import RECORD, ArtifactResult, DataUse, Run, new_run_id, save_run
 from edgepipe.target import load_target
-from edgepipe.workflow.judge import Judged, judge_bundle
+from edgepipe.workflow.judge import judge_bundle
 from edgepipe.workflow.make import make
 from edgepipe.workflow.measure import check_device, measure_bundle, raise_if_nothing_ran
 from edgepipe.workflow.place import Device, check_place, open_device
@@ -28,15 +29,6 @@ from edgepipe.workflow.prepare import Prepared, prepare
 
 REPORT = "report.html"
 CACHE = ".cache"
-
-
-class Pushed(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle on a device."""
-
-    host: str
-    folder: str
-    bundle_digest: str
-    agent_digest: str
 
 
 def deploy(

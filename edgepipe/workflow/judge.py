@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
@@ -17,7 +16,7 @@ from edgepipe import sources
 from edgepipe.bundle import MANIFEST, Artifact, Bundle, Port, read_bundle
 from edgepipe.data import Dataset, leave_out, load_data
 from edgepipe.errors import BundleError, UsageError
-from edgepipe.evaluate import Estimate, Evaluation, compare, evaluate, predictions
+from edgepipe.evaluate import Estimate, Judged, compare, evaluate, predictions
 from edgepipe.events import Emit, Warned, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, TensorSpec, onnx_model
@@ -25,20 +24,6 @@ from edgepipe.runtime import infer, open_session
 from edgepipe.workflow.prepare import check_inputs, model_classes
 
 Outputs = list[NDArray[np.float32]]
-
-
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """What evaluation found.
-
-    Attributes:
-        reference: The float model itself, by name "float": what all are compared with.
-        artifacts: By artifact name.
-        agreement: Top-1 agreement of the quantized artifacts with one another, by "a = b".
-    """
-
-    reference: Evaluation
-    artifacts: dict[str, Evaluation]
-    agreement: dict[str, Estimate] = {}
 
 
 def judge_bundle(bundle: Bundle, reference: Model, data: Dataset, emit: Emit = silent) -> Judged:

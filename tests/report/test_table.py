@@ -1,11 +1,11 @@
 import io
-from types import SimpleNamespace
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from device_agent import protocol
+from edgepipe.evaluate import Judged
 from edgepipe.measure import Reading
 from edgepipe.report import table
 from edgepipe.report.view import notes_of, view_of
@@ -284,7 +284,7 @@ def test_what_only_one_run_has_is_named(make_run):
 
 def test_an_evaluation(make_run):
     run = make_run()
-    judged = SimpleNamespace(
+    judged = Judged(
         reference=run.reference,
         artifacts={each.artifact.name: each.evaluation for each in run.results},
         agreement=run.agreement,
