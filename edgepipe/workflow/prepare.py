@@ -126,10 +126,13 @@ def _check_source_ops(model: Model, recipe: Recipe, target: Target) -> None:
     """As `check_ops`, but for ops that the recipe's clean-up folds away."""
     try:
         check_ops(model, target)
-    except UnsupportedOp:
+    except UnsupportedOp as found:
         if not any(isinstance(each, Simplify) for each in recipe.passes):
             raise
-        check_ops(simplify(model), target)
+        try:
+            check_ops(simplify(model), target)
+        except UnsupportedOp as left:
+            raise (found if found.what == left.what else left) from None  # by the name that the user knows
 
 
 def check_ops(model: Model, target: Target) -> None:

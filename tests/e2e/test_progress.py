@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-COMPRESS = ("compress", "model.onnx", "--target", "x86", "--data", "val.npz")
+COMPRESS = ("compress", "model.onnx", "--target", "x86", "--calibration-samples", "64", "--data", "val.npz")
 STAGES = ["load ONNX", "calibrate", "quantize.static", "write artifacts", "record golden samples"]
 
 

@@ -65,6 +65,17 @@ def test_an_op_that_the_clean_up_folds_is_no_obstacle(job):
         prepare(job(grown, w=WEIGHT, shape=np.array([1, 2, 3])), lambda _: None)
 
 
+def test_an_op_that_stays_is_named_as_the_model_names_it(job):
+    text = "odd (float[N, 6] x) => (float[N, 6] y) { a = Relu(x) b = Identity(a) [the_odd_one] y = Erf(b) }"
+    with pytest.raises(errors.UnsupportedOp) as caught:
+        prepare(job(text, unused=WEIGHT), lambda _: None)
+    assert "the_odd_one" in caught.value.where
+    unnamed = text.replace("[the_odd_one] ", "")
+    with pytest.raises(errors.UnsupportedOp) as caught:
+        prepare(job(unnamed, unused=WEIGHT), lambda _: None)
+    assert caught.value.where == "node y"
+
+
 @pytest.mark.parametrize(
     ("x", "error"),
     [
