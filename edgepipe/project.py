@@ -15,9 +15,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from edgepipe.errors import OutputError, ProjectError, UsageError
+from edgepipe.errors import OutputError, ProjectError
 from edgepipe.files import write_whole
+from edgepipe.host import parse_host
 from edgepipe.preprocess import Preprocessing
+from edgepipe.target import load_target
 
 FILE_NAME = "edgepipe.toml"
 SECRET_KEYS = {"password", "passwd", "passphrase", "secret", "token"}
@@ -26,10 +28,6 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 PortNumber = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 
-
-HOST = re.compile(
-    r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<bracketed>[^\]\s]+)\]|(?P<plain>[^@\[\]\s:]+))(?::(?P<port>\d{1,5}))?"
-)
 
 TEMPLATE = """\
 # What this folder deploys. With this file, `edgepipe deploy` needs no arguments; an option given on
@@ -183,6 +181,8 @@ def write_project(
 
     Raises:
         ProjectError: the file is there already.
+        TargetError: there is no such target.
+        UsageError: the host is not of that form.
         OutputError: the folder cannot be written.
     """
     if path.exists():
@@ -193,6 +193,8 @@ def write_project(
         )
     if not path.parent.is_dir():
         raise OutputError("there is no such folder", where=str(path.parent), remedy="make it first")
+    if target is not None:
+        load_target(target)
     text = project_text(model=model, target=target, data=data, host=host)
     write_whole(
         path,
@@ -221,7 +223,7 @@ def project_text(
 
 def _host_table(host: str | None) -> str:
     example = HostEntry(address="192.0.2.7", port=22, user="pi")
-    entry = example if host is None else _parse_host(host)
+    entry = example if host is None else _host_entry(host)
     lines = ["[hosts.board]", f"address = {_quote(entry.address)}"]
     lines.append(f"port = {entry.port}" if entry.port else "# port = 22")
     lines.append(f"user = {_quote(entry.user)}" if entry.user else '# user = "pi"')
@@ -230,14 +232,9 @@ def _host_table(host: str | None) -> str:
     return "\n".join(lines)
 
 
-def _parse_host(text: str) -> HostEntry:
-    match = HOST.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            "the host cannot be understood", got=text, remedy="write it as user@address or user@address:port"
-        )
-    address = match["bracketed"] or match["plain"]
-    return HostEntry(address=address, port=int(match["port"]) if match["port"] else None, user=match["user"])
+def _host_entry(text: str) -> HostEntry:
+    host = parse_host(text)
+    return HostEntry(address=host.hostname, port=host.port, user=host.user or None)
 
 
 def _quote(text: str) -> str:

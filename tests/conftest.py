@@ -17,7 +17,7 @@ import pytest
 from edgepipe.bundle import Port
 from edgepipe.convert.emission import Emission
 from edgepipe.device.ssh_config import SshOptions
-from edgepipe.device.transport import Host
+from edgepipe.host import Host
 
 SSHD = Path("/usr/sbin/sshd")
 

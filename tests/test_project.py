@@ -75,10 +75,16 @@ def test_init_understands_hosts(path, text, address, port, user):
     assert load_project(path).hosts["board"] == HostEntry(address=address, port=port, user=user)
 
 
-@pytest.mark.parametrize("text", ["", "a b", "user@", "host:port", "fe80::1", "a@b@c"])
+@pytest.mark.parametrize("text", ["", "a b", "user@", "host:port", "pi@h:99999", "pi:secret@h"])
 def test_init_refuses_what_is_no_host(path, text):
     with pytest.raises(errors.UsageError):
         write_project(path, host=text)
+    assert not list(path.parent.iterdir())
+
+
+def test_init_refuses_what_is_no_target(path):
+    with pytest.raises(errors.TargetError):
+        write_project(path, target="nope")
     assert not list(path.parent.iterdir())
 
 

@@ -21,8 +21,9 @@ import msgspec
 
 from edgepipe.device.embedded_server import USER, Address, Settings
 from edgepipe.device.ssh_config import SshOptions
-from edgepipe.device.transport import Host, last_lines
+from edgepipe.device.transport import last_lines
 from edgepipe.errors import DeviceError, MissingExtra, OutputError
+from edgepipe.host import Host
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0

@@ -13,7 +13,7 @@ from typing import Any
 from edgepipe.device.authentication import authenticate
 from edgepipe.device.known_hosts import KnownHosts, KnownKey, add_known_host
 from edgepipe.device.ssh_config import Route, SshOptions, resolve
-from edgepipe.device.transport import Channel, Host, Transport
+from edgepipe.device.transport import Channel, Transport
 from edgepipe.errors import (
     DeviceError,
     DeviceTimeout,
@@ -22,6 +22,7 @@ from edgepipe.errors import (
     HostUnreachable,
     UsageError,
 )
+from edgepipe.host import Host
 
 KEEPALIVE_S = 15
 STALL_S = 60.0

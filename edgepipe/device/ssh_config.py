@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from edgepipe.device.known_hosts import DEFAULT_PORT, known_name
-from edgepipe.device.transport import Host, parse_host
 from edgepipe.errors import UsageError
+from edgepipe.host import Host, parse_host
 
 Prompt = Callable[[str], str]
 """Asks the user for a secret; the answer is used once and kept nowhere."""

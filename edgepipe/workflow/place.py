@@ -66,7 +66,7 @@ def check_place(place: Place) -> None:
         UsageError: It names none or two, the host is not of the form user@address, or the private
             key is no file.
     """
-    from edgepipe.device.transport import parse_host
+    from edgepipe.host import parse_host
 
     if place.host is not None:
         parse_host(place.host)  # first: whatever else is wrong, only a host that was read is repeated
@@ -89,7 +89,7 @@ def check_place(place: Place) -> None:
 def _connect(place: Place, stack: ExitStack) -> tuple[Transport, Kind, str]:
     from edgepipe.device.ssh import connect
     from edgepipe.device.ssh_config import SshOptions
-    from edgepipe.device.transport import parse_host
+    from edgepipe.host import parse_host
 
     if place.host is None:
         from edgepipe.device.embedded import EmbeddedDevice

@@ -15,8 +15,8 @@ import pytest
 
 from edgepipe.device.known_hosts import KnownHosts
 from edgepipe.device.ssh import connect
-from edgepipe.device.transport import Host, parse_host
 from edgepipe.errors import AuthenticationFailed, HostKeyChanged, HostKeyUnknown, HostUnreachable, UsageError
+from edgepipe.host import Host, parse_host
 
 SECRET = "correct-horse-battery"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgepipe.device.ssh_config import SshOptions, resolve
-from edgepipe.device.transport import Host, parse_host
 from edgepipe.errors import UsageError
+from edgepipe.host import Host, parse_host
 
 CONFIG = """
 # boards

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepipe.device.ssh import connect
-from edgepipe.device.transport import Host, parse_host
 from edgepipe.errors import AgentFailed, DeviceTimeout, HostUnreachable, UsageError
+from edgepipe.host import Host, parse_host
 
 
 @pytest.mark.parametrize(
