@@ -1,15 +1,21 @@
 """Ctrl-C at every stage: exit code 130, one line, no process and nothing half-written left behind."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
 from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from edgepipe import workflow
 from edgepipe.errors import Interrupted
+from edgepipe.events import StageStarted
+from edgepipe.job import Effort, Job, Place
 
 QUICK = ("--duration", "0.2", "--min-runs", "64")
 DEPLOY = ("deploy", "model.onnx", "--target", "x86", "--emulate", "--data", "val.npz")
@@ -123,3 +129,27 @@ def test_other_signals(equipped, name, stage, left_behind, no_process_names):
     else:
         assert process.returncode == 128 + signal.Signals[name]
         assert not left
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    ["quantize.static", "write artifacts", "record golden samples", "evaluate int8.onnx", "verify int8"],
+)
+def test_ctrl_c_in_this_process(equipped, beginning, left_behind):
+    """Cheap, and at stages that `test_ctrl_c` leaves out."""
+    before, seen = equipped.listing(), []
+
+    def press(event):
+        seen.append(getattr(event, "stage", ""))
+        if isinstance(event, StageStarted) and event.stage.startswith(beginning):
+            raise KeyboardInterrupt
+
+    job = Job(model="model.onnx", target="x86", data=Path("val.npz"))
+    with (
+        contextlib.chdir(equipped.folder),
+        mock.patch("tempfile.tempdir", str(equipped.temporary)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        workflow.deploy(job, Place(emulate=True), Effort(min_duration_s=0.1), emit=press)
+    assert seen[-1].startswith(beginning)
+    assert not left_behind(before, equipped.listing())
