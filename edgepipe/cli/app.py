@@ -12,6 +12,7 @@ import typer
 import edgepipe
 from edgepipe.cli import bundles, catalogue, deploy, runs, start
 from edgepipe.cli.show import print_error
+from edgepipe.cli.signals import ending_in_order
 from edgepipe.errors import EdgepipeError, Interrupted, UsageError
 
 EPILOG = """
@@ -81,13 +82,14 @@ def main(argv: list[str] | None = None) -> None:
     as_json = "--json" in arguments
     try:
         # Typer knows --debug only before the command; people append it to the line that failed.
-        code = app(
-            args=[argument for argument in arguments if argument != "--debug"],
-            prog_name="edgepipe",
-            obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
-            # Else Typer shows its own errors, and Ctrl-C ends it without a word.
-            standalone_mode=not as_json,
-        )
+        with ending_in_order():
+            code = app(
+                args=[argument for argument in arguments if argument != "--debug"],
+                prog_name="edgepipe",
+                obj=shlex.join(["edgepipe", *arguments]),  # what a run records as its command
+                # Else Typer shows its own errors, and Ctrl-C ends it without a word.
+                standalone_mode=not as_json,
+            )
     except (SystemExit, typer.Abort) as end:
         if isinstance(end, SystemExit) and end.code != Interrupted.exit_code:
             raise
