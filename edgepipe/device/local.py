@@ -39,6 +39,9 @@ def clean_environment(home: Path) -> dict[str, str]:
 class LocalTransport(Transport):
     """Runs programs on this machine with `root` as their home and working folder.
 
+    The command line always goes by SSH, to its embedded device too; this is for programs that use
+    edgepipe as a library, and for tests.
+
     Args:
         root: Created where it does not exist.
         environment: Replaces that of `clean_environment`.
