@@ -35,6 +35,7 @@ EdgepipeError                    1
 │   ├── AgentFailed             50   the agent broke the protocol or died
 │   └── VerificationFailed      51   the device computes something else than the host
 ├── OutputError                 60   a file of the host cannot be written
+├── InternalError               70   a mistake of edgepipe's own
 └── Interrupted                130   Ctrl-C
 """
 
@@ -285,6 +286,12 @@ class OutputError(EdgepipeError):
     """A file of the host cannot be written."""
 
     exit_code = 60
+
+
+class InternalError(EdgepipeError):
+    """A mistake of edgepipe's own: an exception that nothing expected."""
+
+    exit_code = 70
 
 
 class Interrupted(EdgepipeError):

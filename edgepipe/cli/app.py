@@ -13,7 +13,7 @@ import edgepipe
 from edgepipe.cli import bundles, catalogue, deploy, runs, start
 from edgepipe.cli.show import print_error
 from edgepipe.cli.signals import ending_in_order
-from edgepipe.errors import EdgepipeError, Interrupted, UsageError
+from edgepipe.errors import EdgepipeError, InternalError, Interrupted, UsageError
 
 EPILOG = """
 **The main job**: `edgepipe deploy model.onnx --target raspberrypi5 --host pi@10.0.0.5 --data val.npz`
@@ -68,6 +68,17 @@ def _interrupted() -> Interrupted:
     return Interrupted("interrupted", remedy="run the same command again: finished work is kept")
 
 
+def _internal_error(unexpected: Exception) -> InternalError:
+    """An exception that no code expected, as an error: a traceback helps nobody who did not ask for it."""
+    error = InternalError(
+        "edgepipe itself failed",
+        got=f"{type(unexpected).__name__}: {unexpected}",
+        remedy="this is a bug: run the same command with --debug and report what it prints",
+    )
+    error.__cause__ = unexpected
+    return error
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line and exits with the code of what happened.
 
@@ -98,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
         error = _usage_error(mistake)
     except EdgepipeError as caught:
         error = caught
+    except Exception as unexpected:  # noqa: BLE001  the last resort
+        error = _internal_error(unexpected)
     else:
         if code != Interrupted.exit_code:
             raise SystemExit(code)

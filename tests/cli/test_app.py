@@ -120,10 +120,15 @@ def test_debug_goes_anywhere(capsys, tmp_path, monkeypatch):
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_mistake_of_edgepipe_itself_is_not_dressed_up(monkeypatch):
+def test_a_mistake_of_edgepipe_itself_shows_its_traceback_to_who_asks(monkeypatch, capsys):
     def broken(*arguments, **options):
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr("edgepipe.target.list_targets", broken)
-    with pytest.raises(ZeroDivisionError):
-        main(["targets", "list"])
+    assert ended("targets", "list") == 70
+    told = capsys.readouterr().err
+    assert "ZeroDivisionError: by nothing" in told
+    assert "--debug" in told
+    assert "Traceback" not in told
+    assert ended("targets", "list", "--debug") == 70
+    assert "in broken" in capsys.readouterr().err
