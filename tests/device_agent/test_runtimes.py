@@ -123,6 +123,7 @@ def test_onnxruntimes_telemetry_leaves_nothing_on_the_device(start, onnx_plan, t
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delenv("CI", raising=False)  # there it is off by itself
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TMPDIR", str(home))
     agent, request = start(fakes=False), onnx_plan()
