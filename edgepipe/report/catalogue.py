@@ -18,13 +18,11 @@ from edgepipe.target import Target
 
 def targets_table(targets: Sequence[Target]) -> Table:
     """One row a target: what a user chooses by."""
-    table = _table("name", "board", "architecture", "cores", "memory", "runtimes", "activations")
+    table = _table("name", "board", "cores", "memory", "runtimes")
     for target in targets:
-        runtimes = ", ".join(f"{runtime.name} {runtime.version}" for runtime in target.runtimes)
-        table.add_row(
-            target.name, target.title, target.architecture, str(target.cores), f"{target.memory_mb} MB",
-            runtimes, target.activation,
-        )  # fmt: skip
+        runtimes = "\n".join(f"{runtime.name} {runtime.version}" for runtime in target.runtimes)
+        cores = f"{target.cores} {target.architecture}"
+        table.add_row(target.name, target.title, cores, f"{target.memory_mb} MB", runtimes)
     return table
 
 
@@ -95,8 +93,8 @@ def _type_text(annotation: Any) -> str:
 
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=index == 0)  # a name in two pieces can't be copied
     return table
 
 
