@@ -134,16 +134,15 @@ def _difference(
             "the conversion changed the shape of an output",
             got=f"{list(got.shape)}, where {by} gives {list(want.shape)}",
         )
-    signal = want.astype(np.float64)
-    error = got.astype(np.float64).reshape(want.shape) - signal
-    if not np.all(np.isfinite(error)):
+    signal, result = want.astype(np.float64), got.astype(np.float64).reshape(want.shape)
+    finite = bool(np.isfinite(signal).all()), bool(np.isfinite(result).all())
+    if not all(finite):
         raise FidelityError(
             "the model's outputs hold NaN or infinity on the sample input",
-            got=f"in the source: {not np.all(np.isfinite(signal))}; in the ONNX graph: "
-            f"{not np.all(np.isfinite(got.astype(np.float64)))}",
+            got=f"in the source: {not finite[0]}; in the ONNX graph: {not finite[1]}",
             remedy="give real samples with --data; if they give it too, the model itself is broken",
         )
-    return error, signal
+    return result - signal, signal
 
 
 def _batch(spec: TensorSpec) -> int:

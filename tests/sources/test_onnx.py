@@ -213,6 +213,15 @@ def test_damaged_bytes_raise_nothing_but_our_errors(cnn, tmp_path, damage, data)
         load(str(tmp_path / "x.onnx"))
 
 
+def test_weight_beyond_float32_is_loaded_without_a_word(cnn, tmp_path):
+    """Outputs are infinite then, in a batch of two as in two of one."""
+    proto = cnn()
+    weight = proto.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(np.full(tuple(weight.dims), 3e38, np.float32), weight.name))
+    onnx.save(proto, tmp_path / "x.onnx")
+    assert load(str(tmp_path / "x.onnx")).model.inputs[0].shape[0] is None
+
+
 def test_name_that_is_no_text(cnn, tmp_path):
     contents = cnn().SerializeToString().replace(b"Relu", b"Re\xffu")
     (tmp_path / "x.onnx").write_bytes(contents)
