@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgepipe.quantize.scheme import Override
 from edgepipe.recipe import PASSES, list_recipes, load_pass, load_recipe, pass_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ def _values(kind: object) -> str:
     if typing.get_origin(kind) is typing.Annotated:
         [bounds] = kind.__metadata__
         return f"{bounds.ge} to {bounds.le}"
-    return {bool: "`true`, `false`"}[kind]
+    return {bool: "`true`, `false`", tuple[Override, ...]: "tables, see below"}[kind]
 
 
 def test_settings_of_passes_are_documented():

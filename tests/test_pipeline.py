@@ -77,7 +77,7 @@ def test_each_step_is_recorded(net, samples, make_context):
     assert simplify.digest_out == quantize.digest_in
     assert quantize.digest_out == result.digest
     assert (simplify.size_in_bytes, quantize.size_out_bytes) == (net.size_bytes, result.size_bytes)
-    assert quantize.settings["weights"] == "per-channel"
+    assert quantize.settings["granularity"] == "per-channel"
     assert quantize.seconds > 0
     assert 20 < quantize.sqnr_db < 60
     stages = [event.stage for event in events if isinstance(event, StageStarted)]

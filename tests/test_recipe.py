@@ -62,7 +62,7 @@ def test_settings_are_the_fields_of_the_pass(write):
     path = write(with_pass('use = "quantize.static"', 'ranges = "percentile"', "percentile = 99.5"))
     found = recipe.load_recipe(path)
     assert (found.name, found.description) == ("mine", "mine")
-    assert (found.passes[0].ranges, found.passes[0].percentile, found.passes[0].weights) == (
+    assert (found.passes[0].ranges, found.passes[0].percentile, found.passes[0].granularity) == (
         "percentile",
         99.5,
         "per-channel",

@@ -1,8 +1,8 @@
 """Quantization grids, as pure functions of arrays: which real numbers the integers stand for.
 
 ``real = scale * (q - zero_point)``: Jacob et al. 2018 (arXiv 1712.05877), equation 1. Activations take
-one grid a tensor over int8; weights are symmetric (zero point 0, narrow range [-127, 127]) with a scale
-for each output channel, as the TFLite 8-bit quantization specification asks.
+one grid a tensor over int8 or int16; weights are symmetric (zero point 0, narrow range [-127, 127] for
+8 bits) with a scale for each output channel, as the TFLite 8-bit quantization specification asks.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-INT8_MIN, INT8_MAX = -128, 127
-WEIGHT_MAX = 127
-"""Weights leave -128 out, so that the range is symmetric: TFLite 8-bit quantization specification."""
 SMALLEST_SCALE = 1e-9
 """Least scale of an activation: its product with a weight's scale stays far from subnormal numbers."""
 SMALLEST_WEIGHT_SCALE = 1e-12
@@ -21,25 +18,37 @@ INT32_MAX = 2**31 - 1
 
 
 class Grid(msgspec.Struct, frozen=True):
-    """The reals that the int8 values of one activation tensor stand for.
+    """The reals that the integers of one activation tensor stand for.
 
     Attributes:
         scale: Step between neighbours; a float32 value, positive and normal.
-        zero_point: The integer that stands for 0.0, in [-128, 127].
+        zero_point: The integer that stands for 0.0, within the range of the integers.
+        bits: Bits of an integer: 8, or 16 with zero point 0.
     """
 
     scale: float
     zero_point: int
+    bits: int = 8
+
+    @property
+    def first(self) -> int:
+        """The least integer: -128 for 8 bits."""
+        return -(1 << self.bits - 1)
+
+    @property
+    def last(self) -> int:
+        """The greatest integer: 127 for 8 bits."""
+        return (1 << self.bits - 1) - 1
 
     @property
     def low(self) -> float:
         """The least real number on the grid."""
-        return self.scale * (INT8_MIN - self.zero_point)
+        return self.scale * (self.first - self.zero_point)
 
     @property
     def high(self) -> float:
         """The greatest real number on the grid."""
-        return self.scale * (INT8_MAX - self.zero_point)
+        return self.scale * (self.last - self.zero_point)
 
 
 PROBABILITY = Grid(1 / 256, -128)
@@ -50,25 +59,26 @@ TANGENT = Grid(1 / 128, 0)
 """Output of Tanh, likewise."""
 
 
-def activation_grid(low: float, high: float, *, symmetric: bool = False) -> Grid:
+def activation_grid(low: float, high: float, *, symmetric: bool = False, bits: int = 8) -> Grid:
     """The grid that spans [low, high] and holds 0.0 exactly.
 
     Asymmetric as in Jacob et al. 2018 (arXiv 1712.05877), section 3.1: the range is widened to hold 0,
-    ``scale = (high - low) / 255``, and the zero point is rounded to an integer, which moves both ends
-    by less than half a step. The symmetric form has its zero point at 0 and the scale
-    ``max(|low|, |high|) / 127``.
+    ``scale = (high - low) / 255`` for 8 bits, and the zero point is rounded to an integer, which moves
+    both ends by less than half a step. The symmetric form, which 16 bits always take, has its zero point
+    at 0 and the scale ``max(|low|, |high|) / 127``.
 
     Args:
         low: Least value to hold.
         high: Greatest value to hold.
         symmetric: Whether the zero point must be 0.
+        bits: Bits of an integer.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        return Grid(_float32(max(-low, high) / INT8_MAX), 0)
-    scale = _float32((high - low) / (INT8_MAX - INT8_MIN))
-    zero_point = round(INT8_MIN - low / scale)
-    return Grid(scale, int(np.clip(zero_point, INT8_MIN, INT8_MAX)))
+    first, last = -(1 << bits - 1), (1 << bits - 1) - 1
+    if symmetric or bits == 16:
+        return Grid(_float32(max(-low, high) / last), 0, bits)
+    scale = _float32((high - low) / (last - first))
+    return Grid(scale, int(np.clip(round(first - low / scale), first, last)), bits)
 
 
 def _float32(scale: float) -> float:
@@ -78,13 +88,13 @@ def _float32(scale: float) -> float:
     return float(np.float32(scale))
 
 
-def quantize(real: NDArray[np.floating], grid: Grid) -> NDArray[np.int8]:
+def quantize(real: NDArray[np.floating], grid: Grid) -> NDArray[np.integer]:
     """Integers of `real`, of any shape: rounded half to even and saturated, as ONNX's QuantizeLinear."""
     steps = np.rint(real / np.float32(grid.scale)) + grid.zero_point
-    return np.asarray(np.clip(steps, INT8_MIN, INT8_MAX), np.int8)
+    return np.asarray(np.clip(steps, grid.first, grid.last), np.int8 if grid.bits == 8 else np.int16)
 
 
-def dequantize(quantized: NDArray[np.int8], grid: Grid) -> NDArray[np.float32]:
+def dequantize(quantized: NDArray[np.integer], grid: Grid) -> NDArray[np.float32]:
     """Reals that the integers stand for, as ONNX's DequantizeLinear."""
     return (quantized.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(grid.scale)
 
@@ -97,37 +107,50 @@ def saturates(grid: Grid, low: float, high: float) -> bool:
     """
     first = np.rint(np.float64(low) / grid.scale) + grid.zero_point
     last = np.rint(np.float64(high) / grid.scale) + grid.zero_point
-    return bool(first <= INT8_MIN and last >= INT8_MAX)
+    return bool(first <= grid.first and last >= grid.last)
 
 
-def weight_scales(magnitudes: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Scales that bring the greatest magnitude of each channel to 127.
+def weight_max(bits: int) -> int:
+    """The greatest integer of a weight: 127 for 8 bits.
+
+    The least integer, -128, is left out, so that the range is symmetric: TFLite 8-bit quantization
+    specification.
+    """
+    return (1 << bits - 1) - 1
+
+
+def weight_scales(magnitudes: NDArray[np.floating], bits: int = 8) -> NDArray[np.float32]:
+    """Scales that bring the greatest magnitude of each channel to the greatest integer.
 
     A channel of zeros, which has no scale of its own, takes the median of the others', so that its
     bias is rounded as finely as theirs.
 
     Args:
         magnitudes: Greatest absolute value of each channel, [channels].
+        bits: Bits of an integer.
 
     Returns:
         float32 [channels], all positive and normal.
     """
-    scales = np.asarray(magnitudes, np.float64) / WEIGHT_MAX
+    scales = np.asarray(magnitudes, np.float64) / weight_max(bits)
     alive = scales > SMALLEST_WEIGHT_SCALE
-    substitute = np.median(scales[alive]) if alive.any() else 1 / WEIGHT_MAX
+    substitute = np.median(scales[alive]) if alive.any() else 1 / weight_max(bits)
     return np.where(alive, scales, substitute).astype(np.float32)
 
 
-def quantize_weight(weight: NDArray[np.float32], scales: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
-    """Integers in [-127, 127] of a weight.
+def quantize_weight(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], axis: int, bits: int = 8
+) -> NDArray[np.int8]:
+    """Integers of a weight, rounded to nearest: in [-127, 127] for 8 bits.
 
     Args:
         weight: float32, of any shape.
         scales: float32 [channels], or [1] for one scale in all.
         axis: Axis of the channels.
+        bits: Bits of an integer.
     """
     steps = np.rint(weight / along(scales, axis, weight.ndim))
-    return np.asarray(np.clip(steps, -WEIGHT_MAX, WEIGHT_MAX), np.int8)
+    return np.asarray(np.clip(steps, -weight_max(bits), weight_max(bits)), np.int8)
 
 
 def along(vector: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
@@ -155,7 +178,7 @@ def safe_weight_scales(
     Returns:
         float32, shaped as `scales`; equal to `scales` where nothing overflows.
     """
-    room = max(INT32_MAX - accumulation * WEIGHT_MAX * 255, 2**24)
+    room = max(INT32_MAX - accumulation * weight_max(8) * 255, 2**24)
     least = np.abs(bias.astype(np.float64)) / (float(input_scale) * room)
     if scales.size == 1:
         least = least.max(initial=0.0, keepdims=True)

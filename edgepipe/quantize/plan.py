@@ -8,12 +8,14 @@ of that op, and everything else chooses its output's grid freely.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgepipe.graph import edit
 from edgepipe.quantize.grid import LOG_PROBABILITY, PROBABILITY, TANGENT, Grid
+from edgepipe.quantize.scheme import Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,15 +48,18 @@ class Plan(msgspec.Struct, frozen=True):
     """What to quantize in a graph. Values and nodes are those of the graph that it was made for.
 
     Attributes:
+        schemes: How each node of the graph is to be quantized.
         linears: Ops with a constant weight.
         tensors: Activations that get a grid, in order of computation.
         fixed: Those whose grid is known beforehand.
         clipped: Activation functions that belong to the op before them.
         keeping: Ops whose inputs must be on their output's grid.
         operands: Constants that take part in arithmetic, as (node, index of the input).
-        left: Nodes that no integer kernel is known for; they compute in float.
+        left: Nodes that no integer kernel is known for; they compute in float. Those that a scheme
+            keeps in float are not among them.
     """
 
+    schemes: Mapping[ir.Node, Scheme]
     linears: tuple[ir.Node, ...]
     tensors: tuple[ir.Value, ...]
     fixed: dict[ir.Value, Grid]
@@ -64,15 +69,18 @@ class Plan(msgspec.Struct, frozen=True):
     left: tuple[ir.Node, ...]
 
 
-def make_plan(graph: ir.Graph, *, symmetric: bool) -> Plan:
+def make_plan(graph: ir.Graph, schemes: Mapping[ir.Node, Scheme], *, symmetric: bool) -> Plan:
     """Decides what to quantize in `graph`.
 
     Args:
         graph: A simplified float graph.
+        schemes: How each of its nodes is to be quantized, as `scheme.assign` gives them.
         symmetric: Whether every zero point must be 0, which leaves no room for the fixed grids.
     """
     quantized, left = [], []
     for node in edit.nodes(graph):
+        if schemes[node].keep_float:
+            continue
         if _is_quantizable(node):
             quantized.append(node)
         elif any(_is_float(value) for value in node.outputs):
@@ -83,6 +91,7 @@ def make_plan(graph: ir.Graph, *, symmetric: bool) -> Plan:
     fixed = {} if symmetric else _fixed_grids(quantized)
     keeping = [node for node in quantized if node.op_type in KEEPING]
     return Plan(
+        schemes=schemes,
         linears=tuple(
             node for node in quantized if node.op_type in LINEAR and edit.constant_input(node, 1) is not None
         ),

@@ -17,7 +17,7 @@ from edgepipe.data import Dataset
 from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
 from edgepipe.events import Emit, stage
 from edgepipe.model import Model
-from edgepipe.quantize.grid import INT8_MAX, INT8_MIN, Grid, activation_grid
+from edgepipe.quantize.grid import Grid, activation_grid
 from edgepipe.quantize.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -259,6 +259,6 @@ def least_error_range(histogram: Histogram, *, symmetric: bool) -> tuple[float, 
 def _squared_error(histogram: Histogram, grid: Grid) -> float:
     """Sum of squared differences between the counted values and their grid points."""
     centers = histogram.centers
-    steps = np.clip(np.rint(centers / grid.scale) + grid.zero_point, INT8_MIN, INT8_MAX)
+    steps = np.clip(np.rint(centers / grid.scale) + grid.zero_point, grid.first, grid.last)
     errors = (steps - grid.zero_point) * grid.scale - centers
     return float(np.dot(histogram.counts, errors * errors))

@@ -16,6 +16,7 @@ from edgepipe.quantize import emit
 from edgepipe.quantize.groups import share_grids
 from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.ranges import Algorithm, Observation, Watch, choose_grid, joined, observe
+from edgepipe.quantize.scheme import Override, Scheme, WeightBits, assign
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
 
 if TYPE_CHECKING:
@@ -38,26 +39,31 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
     untouched; ops without an integer kernel stay in float, with a warning.
 
     Attributes:
-        weights: A scale for each output channel of a weight, or one for all.
+        weight_bits: Bits of a weight's integers.
+        granularity: A scale for each output channel of a weight, or one for all.
         ranges: How activation ranges are chosen: "minmax" holds every value seen, "percentile" leaves
             out the outermost, "mse" makes the mean squared error least.
         percentile: Share of the values to hold at either end, in per cent; for "percentile" alone.
         bias_correction: Whether biases make up for the mean error of rounded weights (Nagel et al.
             2019, arXiv 1906.04721, section 4.2).
+        overrides: What is different for some layers.
     """
 
     needs_calibration: ClassVar[bool] = True
 
-    weights: Granularity = "per-channel"
+    weight_bits: WeightBits = 8
+    granularity: Granularity = "per-channel"
     ranges: Algorithm = "minmax"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
     bias_correction: bool = True
+    overrides: tuple[Override, ...] = ()
 
     def apply(self, model: Model, context: Context) -> Model:
         """The model in QDQ form.
 
         Raises:
             CalibrationDataMissing: The context has no calibration samples.
+            RecipeError: An override names no layer of the model.
             ModelError: The model has more than one input, an opset without per-channel scales, or no op
                 that could be quantized.
             DataEmpty: The samples do not fill one batch of the model.
@@ -74,13 +80,17 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
             )
         symmetric = context.target.activation == "int8-symmetric"
         graph_model = edit.open_graph(model)
-        plan = make_plan(graph_model.graph, symmetric=symmetric)
+        default = Scheme(weight_bits=self.weight_bits)
+        schemes = assign(graph_model.graph, default, self.overrides)
+        plan = make_plan(graph_model.graph, schemes, symmetric=symmetric)
         _check_plan(plan, graph_model, model.name)
         _warn_of_float(plan, context.emit)
         seen = self._observe(model, plan, context.calibration, context.emit)
         grids = self._grids(plan, seen, symmetric=symmetric)
         with stage(context.emit, "round weights") as rounding:
-            linears = [self._linear(node, grids, seen) for node in plan.linears]
+            linears = [
+                self._linear(node, grids, seen, plan.schemes[node].weight_bits) for node in plan.linears
+            ]
             rounding.detail = _summary(plan, linears)
         emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
         common.RemoveUnusedNodesPass()(graph_model)  # the float weights
@@ -110,11 +120,11 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         return grids
 
     def _linear(
-        self, node: ir.Node, grids: dict[ir.Value, Grid], seen: dict[str, Observation]
+        self, node: ir.Node, grids: dict[ir.Value, Grid], seen: dict[str, Observation], bits: int
     ) -> QuantizedLinear:
         source = node.inputs[0]
         mean = seen[_source(node)].mean if self.bias_correction else None
-        return quantize_linear(node, grids[source], self.weights, mean)  # type: ignore[index]
+        return quantize_linear(node, grids[source], self.granularity, mean, bits=bits)  # type: ignore[index]
 
 
 def _span(seen: Observation) -> tuple[float, float]:

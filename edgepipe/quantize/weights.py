@@ -22,6 +22,7 @@ class QuantizedLinear(msgspec.Struct, frozen=True):
 
     Attributes:
         node: The op.
+        bits: Bits of its weight's integers; fewer than 8 are stored as int8 here.
         weight: int8, shaped as the float weight.
         scales: float32 [channels], or [1] for one in all.
         axis: Axis of the output channels in `weight`.
@@ -31,6 +32,7 @@ class QuantizedLinear(msgspec.Struct, frozen=True):
     """
 
     node: Any
+    bits: int
     weight: NDArray[np.int8]
     scales: NDArray[np.float32]
     axis: int
@@ -54,7 +56,12 @@ def channel_axis(node: ir.Node) -> int | None:
 
 
 def quantize_linear(
-    node: ir.Node, input_grid: g.Grid, granularity: Granularity, input_mean: NDArray[np.float64] | None
+    node: ir.Node,
+    input_grid: g.Grid,
+    granularity: Granularity,
+    input_mean: NDArray[np.float64] | None,
+    *,
+    bits: int = 8,
 ) -> QuantizedLinear:
     """Rounds the constants of a linear op.
 
@@ -64,25 +71,26 @@ def quantize_linear(
         granularity: A scale for each output channel, or one in all.
         input_mean: Mean of each input channel, float64 [channels], to correct the bias with; None for
             no correction.
+        bits: Bits of the weight's integers.
     """
     weight, bias = edit.array_at(node, 1), edit.constant_input(node, 2)
     axis = channel_axis(node) if granularity == "per-channel" else None
-    scales = g.weight_scales(_magnitudes(weight, axis))
+    scales = g.weight_scales(_magnitudes(weight, axis), bits)
     channels = _channels(node, weight)
     raised = 0
     if bias is not None:
         safe = g.safe_weight_scales(scales, bias, input_grid.scale, weight.size // channels)
         raised, scales = int((safe != scales).sum()), safe
-    integers = g.quantize_weight(weight, scales, axis or 0)
+    integers = g.quantize_weight(weight, scales, axis or 0, bits)
     if input_mean is not None and node.op_type != "MatMul":
         error = integers * g.along(scales, axis or 0, weight.ndim) - weight
         shift = mean_output_error(node, error, input_mean)
         bias = (np.zeros(channels) if bias is None else bias) - shift
     if bias is None:
-        return QuantizedLinear(node, integers, scales, axis or 0, None, None, raised)
+        return QuantizedLinear(node, bits, integers, scales, axis or 0, None, None, raised)
     bias_scales = np.float32(input_grid.scale) * scales
     rounded = g.quantize_bias(np.asarray(bias, np.float32), bias_scales)
-    return QuantizedLinear(node, integers, scales, axis or 0, rounded, bias_scales, raised)
+    return QuantizedLinear(node, bits, integers, scales, axis or 0, rounded, bias_scales, raised)
 
 
 def _magnitudes(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:

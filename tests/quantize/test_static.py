@@ -63,10 +63,10 @@ def cnn(build_model):
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "percentile", "mse"])
-@pytest.mark.parametrize("weights", ["per-channel", "per-tensor"])
+@pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])
 @pytest.mark.parametrize("activation", ["int8", "uint8", "int8-symmetric"])
-def test_a_small_network_stays_close_to_float(cnn, quantize, compute, ranges, weights, activation):
-    simple, result, samples = quantize(cnn, activation, ranges=ranges, weights=weights)
+def test_a_small_network_stays_close_to_float(cnn, quantize, compute, ranges, granularity, activation):
+    simple, result, samples = quantize(cnn, activation, ranges=ranges, granularity=granularity)
     assert sqnr_db(compute(simple, samples)[0], compute(result, samples)[0]) > 22
 
 
@@ -129,7 +129,7 @@ def test_the_graph_computes_what_fake_quantization_computes(build_model, quantiz
 def test_bias_correction_removes_the_mean_error(cnn, quantize, compute):
     errors = []
     for corrected in (False, True):
-        simple, result, samples = quantize(cnn, weights="per-tensor", bias_correction=corrected)
+        simple, result, samples = quantize(cnn, granularity="per-tensor", bias_correction=corrected)
         tensors = ["e"]
         exact, found = (
             compute(model, samples, tensors)[1].mean(axis=(0, 2, 3)) for model in (simple, result)

@@ -1,0 +1,89 @@
+"""Which layer is quantized how: one scheme for all, and overrides for layers named by pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from edgepipe.errors import RecipeError
+from edgepipe.graph import edit
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+WeightBits = Annotated[int, msgspec.Meta(ge=2, le=8)]
+ActivationBits = Literal[8, 16]
+FLOAT_BITS = 32
+
+
+class Scheme(msgspec.Struct, frozen=True, kw_only=True):
+    """How one layer is quantized.
+
+    Attributes:
+        weight_bits: Bits of its weight's integers.
+        activation_bits: Bits of its activations' integers.
+        keep_float: Whether it computes in float instead, weight and activations.
+    """
+
+    weight_bits: WeightBits = 8
+    activation_bits: ActivationBits = 8
+    keep_float: bool = False
+
+
+class Override(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is different for some layers; of several that match a layer, the last one holds.
+
+    Attributes:
+        layers: Patterns of names as a shell's ("/head/*"), of nodes or of what they put out.
+        weight_bits: Bits of their weights' integers; None leaves what holds for all.
+        activation_bits: Bits of their activations' integers, likewise.
+        keep_float: Whether they compute in float.
+    """
+
+    layers: tuple[str, ...]
+    weight_bits: WeightBits | None = None
+    activation_bits: ActivationBits | None = None
+    keep_float: bool = False
+
+
+def node_name(node: ir.Node) -> str:
+    """What a layer is called in overrides, warnings and reports: its name, or that of its first output."""
+    return str(node.name or node.outputs[0].name)
+
+
+def assign(graph: ir.Graph, default: Scheme, overrides: Sequence[Override]) -> dict[ir.Node, Scheme]:
+    """The scheme of every node of a graph.
+
+    Args:
+        graph: The graph.
+        default: What holds where no override says otherwise.
+        overrides: What is different, in order.
+
+    Raises:
+        RecipeError: A pattern matches no node.
+    """
+    schemes = dict.fromkeys(edit.nodes(graph), default)
+    for override in overrides:
+        for pattern in override.layers:
+            matching = [node for node in schemes if _matches(node, pattern)]
+            if not matching:
+                raise RecipeError(
+                    "a pattern names no layer of the model",
+                    where="overrides",
+                    got=pattern,
+                    remedy=f"its layers are {', '.join(map(node_name, list(schemes)[:8]))}, ...",
+                )
+            for node in matching:
+                schemes[node] = Scheme(
+                    weight_bits=override.weight_bits or default.weight_bits,
+                    activation_bits=override.activation_bits or default.activation_bits,
+                    keep_float=override.keep_float,
+                )
+    return schemes
+
+
+def _matches(node: ir.Node, pattern: str) -> bool:
+    return any(fnmatchcase(str(name), pattern) for name in (node.name, node.outputs[0].name) if name)
