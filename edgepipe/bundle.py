@@ -326,6 +326,15 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder=folder.absolute(), manifest=manifest, digest=digest)
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Reads what a bundle says of itself, and none of the other files.
+
+    Raises:
+        BundleError: There is no bundle, it is of a newer form, or its manifest is malformed.
+    """
+    return _read_manifest(folder)[0]
+
+
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:
     where = str(folder / MANIFEST)
     try:

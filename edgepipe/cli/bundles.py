@@ -117,14 +117,14 @@ def push(
     """Copy a bundle and the agent to a device; what is there already is not sent again."""
     from edgepipe import job as jobs
     from edgepipe import workflow
-    from edgepipe.bundle import read_bundle
+    from edgepipe.bundle import read_manifest
     from edgepipe.report import table
 
     view = ProgressView()
     place = jobs.resolve_place(
         ask_place(host, False, identity, accept_new_host_key, view if ask_password else None),
         jobs.current_project(),
-        read_bundle(bundle).manifest.target,
+        read_manifest(bundle).target,
     )
     with view as emit:
         pushed = workflow.push(bundle, place, emit=emit)
@@ -149,14 +149,14 @@ def bench(
     """Check and measure a bundle on a device, and keep the result as a run."""
     from edgepipe import job as jobs
     from edgepipe import workflow
-    from edgepipe.bundle import read_bundle
+    from edgepipe.bundle import read_manifest
     from edgepipe.report import table
 
     view = ProgressView()
     place = jobs.resolve_place(
         ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
         jobs.current_project(),
-        target or read_bundle(bundle).manifest.target,
+        target or read_manifest(bundle).target,
     )
     effort = jobs.Effort(min_duration_s=duration_s, min_runs=min_runs, threads=threads)
     with view as emit:
