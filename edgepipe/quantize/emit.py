@@ -1,14 +1,14 @@
 """Writes quantization decisions into the graph as QuantizeLinear and DequantizeLinear nodes (QDQ).
 
 Every quantized activation passes through one pair, and consumers take the dequantized value. Weights
-are int8 initializers and biases int32 initializers, each behind a DequantizeLinear. So the graph computes
+are int8 or int4 initializers and biases int32 initializers, each behind a DequantizeLinear. So the graph computes
 in float what integer kernels compute, up to the rounding of their multipliers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from edgepipe.graph import edit
 from edgepipe.quantize.grid import Grid, activation_grid, quantize, saturates
 from edgepipe.quantize.plan import Plan, activations
 from edgepipe.quantize.weights import QuantizedLinear
+from edgepipe.quantize.widths import INT4_BITS
 
 FUSED_BOUNDS = ((0.0, np.inf), (0.0, 6.0), (-1.0, 1.0))
 """What TFLite's kernels clip their own output to: RELU, RELU6, RELU_N1_TO_1."""
@@ -49,7 +50,8 @@ def write(
         _write_linear(graph, linear)
     for node, index in plan.operands:
         array = edit.array_at(node, index)
-        own = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric)
+        bits = plan.schemes[node].activation_bits
+        own = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric, bits=bits)
         _write_operand(graph, node, index, placed[node.outputs[0]] if node in plan.keeping else own)
     for node in plan.clipped:
         _place_clipping(graph, node, placed)
@@ -62,6 +64,16 @@ def write(
     pairs = {value: _write_pair(graph, value, grid) for value, grid in placed.items()}
     for node, value, grid in requantized:
         _requantize_edge(graph, node, pairs[value], grid)
+    for node in plan.crossings:
+        _remove_crossing(graph, node)
+
+
+def _remove_crossing(graph: ir.Graph, node: ir.Node) -> None:
+    """Leaves of an Identity between two widths what stands around it: DQ of one grid, Q of the other."""
+    source = node.inputs[0]
+    if source is not None:
+        edit.replace_value(graph, node.outputs[0], source)
+        graph.remove(node, safe=True)
 
 
 def _write_pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
@@ -90,8 +102,10 @@ def _pair(graph: ir.Graph, value: ir.Value, grid: Grid, name: str) -> ir.Value:
     import onnx_ir as ir
 
     scale = edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32))
-    zero_point = edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, np.int8))
-    integers = ir.Value(name=f"{name}.int8", type=ir.TensorType(ir.DataType.INT8), shape=value.shape)
+    zero_point = edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, grid.dtype))
+    integers = ir.Value(
+        name=f"{name}.{grid.dtype}", type=ir.TensorType(ir.DataType.from_numpy(grid.dtype)), shape=value.shape
+    )
     real = ir.Value(name=f"{name}.dequantized", type=value.type, shape=value.shape)
     ir.node("QuantizeLinear", [value, scale, zero_point], outputs=[integers], name=f"{name}.quantize")
     ir.node("DequantizeLinear", [integers, scale, zero_point], outputs=[real], name=f"{name}.dequantize")
@@ -140,7 +154,8 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
 def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
     node = linear.node
     name = str(node.inputs[1].name)
-    _write_constant(graph, (node, 1), name, linear.weight, linear.scales, linear.axis)
+    weight = linear.weight.astype(_int4()) if linear.bits <= INT4_BITS else linear.weight
+    _write_constant(graph, (node, 1), name, weight, linear.scales, linear.axis)
     if linear.bias is not None and linear.bias_scales is not None:
         if len(node.inputs) < 3:
             node.resize_inputs(3)
@@ -149,11 +164,17 @@ def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
         _write_constant(graph, (node, 2), name, linear.bias, linear.bias_scales, 0)
 
 
+def _int4() -> np.dtype[Any]:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.int4)
+
+
 def _write_constant(
     graph: ir.Graph,
     place: tuple[ir.Node, int],
     name: str,
-    integers: NDArray[np.integer],
+    integers: NDArray[Any],
     scales: NDArray[np.float32],
     axis: int,
 ) -> None:
@@ -195,7 +216,7 @@ def _write_operand(graph: ir.Graph, node: ir.Node, index: int, grid: Grid) -> No
     inputs = [
         edit.add_constant(graph, edit.unused_name(graph, f"{name}.quantized"), quantize(array, grid)),
         edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32)),
-        edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, np.int8)),
+        edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, grid.dtype)),
     ]
     real = ir.Value(
         name=edit.unused_name(graph, f"{name}.dequantized"),

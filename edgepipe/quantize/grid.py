@@ -7,6 +7,8 @@ one grid a tensor over int8 or int16; weights are symmetric (zero point 0, narro
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,11 @@ class Grid(msgspec.Struct, frozen=True):
     scale: float
     zero_point: int
     bits: int = 8
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the integers: int8 or int16."""
+        return np.dtype(f"int{self.bits}")
 
     @property
     def first(self) -> int:
@@ -57,6 +64,8 @@ LOG_PROBABILITY = Grid(16 / 256, 127)
 """Output of LogSoftmax, likewise."""
 TANGENT = Grid(1 / 128, 0)
 """Output of Tanh, likewise."""
+UNIT_16 = Grid(1 / 32768, 0, 16)
+"""Output of Softmax, Sigmoid and Tanh on 16 bits: what TFLite's 16-bit kernels are made for."""
 
 
 def activation_grid(low: float, high: float, *, symmetric: bool = False, bits: int = 8) -> Grid:
@@ -91,7 +100,7 @@ def _float32(scale: float) -> float:
 def quantize(real: NDArray[np.floating], grid: Grid) -> NDArray[np.integer]:
     """Integers of `real`, of any shape: rounded half to even and saturated, as ONNX's QuantizeLinear."""
     steps = np.rint(real / np.float32(grid.scale)) + grid.zero_point
-    return np.asarray(np.clip(steps, grid.first, grid.last), np.int8 if grid.bits == 8 else np.int16)
+    return np.asarray(np.clip(steps, grid.first, grid.last), grid.dtype)
 
 
 def dequantize(quantized: NDArray[np.integer], grid: Grid) -> NDArray[np.float32]:
@@ -161,24 +170,33 @@ def along(vector: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float
 
 
 def safe_weight_scales(
-    scales: NDArray[np.float32], bias: NDArray[np.float32], input_scale: float, accumulation: int
+    scales: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    input_scale: float,
+    accumulation: int,
+    *,
+    activation_bits: int = 8,
 ) -> NDArray[np.float32]:
     """Scales raised where the int32 bias, or bias plus accumulator, would overflow.
 
     The bias has scale ``input_scale * scales`` (Jacob et al. 2018, equation 11). An accumulator of
     `accumulation` products of a weight in [-127, 127] with an activation at most 255 steps from its
-    zero point is at most ``accumulation * 127 * 255``; what int32 has beyond that is the bias's.
+    zero point is at most ``accumulation * 127 * 255``; what int32 has beyond that is the bias's. Kernels
+    for 16-bit activations accumulate in int64 (TFLite) or in float (ONNX Runtime), so that int32 has to
+    hold the bias alone.
 
     Args:
         scales: float32 [channels] or [1], of the weight.
         bias: float32 [channels].
         input_scale: Scale of the activation that the weight is multiplied with.
         accumulation: Number of products that are summed.
+        activation_bits: Bits of the activation's integers.
 
     Returns:
         float32, shaped as `scales`; equal to `scales` where nothing overflows.
     """
-    room = max(INT32_MAX - accumulation * weight_max(8) * 255, 2**24)
+    accumulated = accumulation * weight_max(8) * 255 if activation_bits == 8 else 0
+    room = max(INT32_MAX - accumulated, 2**24)
     least = np.abs(bias.astype(np.float64)) / (float(input_scale) * room)
     if scales.size == 1:
         least = least.max(initial=0.0, keepdims=True)

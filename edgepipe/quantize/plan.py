@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgepipe.graph import edit
-from edgepipe.quantize.grid import LOG_PROBABILITY, PROBABILITY, TANGENT, Grid
-from edgepipe.quantize.scheme import Scheme
+from edgepipe.quantize.grid import LOG_PROBABILITY, PROBABILITY, TANGENT, UNIT_16, Grid
+from edgepipe.quantize.scheme import ActivationBits, Scheme
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,6 +35,8 @@ FREE = frozenset({
 """Ops whose output has a grid of its own."""
 FIXED = {"Softmax": PROBABILITY, "Sigmoid": PROBABILITY, "LogSoftmax": LOG_PROBABILITY, "Tanh": TANGENT}
 """Ops whose output's range is known: grids of the TFLite 8-bit quantization specification."""
+FIXED_16 = {"Softmax": UNIT_16, "Sigmoid": UNIT_16, "Tanh": UNIT_16}
+"""The same for 16 bits, as TFLite's kernels have them."""
 CLIPPING = frozenset({"Relu", "Clip"})
 """Activation functions that linear ops take in."""
 _TAKES_CLIPPING = LINEAR | {"Add", "Sub", "Mul"}
@@ -51,9 +53,11 @@ class Plan(msgspec.Struct, frozen=True):
         schemes: How each node of the graph is to be quantized.
         linears: Ops with a constant weight.
         tensors: Activations that get a grid, in order of computation.
+        bits: Width of the integers of each.
         fixed: Those whose grid is known beforehand.
         clipped: Activation functions that belong to the op before them.
         keeping: Ops whose inputs must be on their output's grid.
+        crossings: Identities that only carry a tensor to another width.
         operands: Constants that take part in arithmetic, as (node, index of the input).
         left: Nodes that no integer kernel is known for; they compute in float. Those that a scheme
             keeps in float are not among them.
@@ -62,9 +66,11 @@ class Plan(msgspec.Struct, frozen=True):
     schemes: Mapping[ir.Node, Scheme]
     linears: tuple[ir.Node, ...]
     tensors: tuple[ir.Value, ...]
+    bits: Mapping[ir.Value, ActivationBits]
     fixed: dict[ir.Value, Grid]
     clipped: tuple[ir.Node, ...]
     keeping: tuple[ir.Node, ...]
+    crossings: tuple[ir.Node, ...]
     operands: tuple[tuple[ir.Node, int], ...]
     left: tuple[ir.Node, ...]
 
@@ -74,31 +80,40 @@ def make_plan(graph: ir.Graph, schemes: Mapping[ir.Node, Scheme], *, symmetric: 
 
     Args:
         graph: A simplified float graph.
-        schemes: How each of its nodes is to be quantized, as `scheme.assign` gives them.
+        schemes: How each of its nodes is to be quantized, as `widths.settle` leaves them.
         symmetric: Whether every zero point must be 0, which leaves no room for the fixed grids.
     """
     quantized, left = [], []
     for node in edit.nodes(graph):
         if schemes[node].keep_float:
             continue
-        if _is_quantizable(node):
+        if is_quantizable(node):
             quantized.append(node)
         elif any(_is_float(value) for value in node.outputs):
             left.append(node)
-    clipped = [node for node in quantized if node.op_type in CLIPPING and _is_clip_of_linear(node, quantized)]
+    whole = set(quantized)
+    clipped = [
+        node
+        for node in quantized
+        if node.op_type in CLIPPING and is_clip_of_linear(node) and node.inputs[0].producer() in whole  # type: ignore[union-attr]
+    ]
     inner = {node.inputs[0] for node in clipped}
     tensors = _tensors(graph, quantized, inner)
-    fixed = {} if symmetric else _fixed_grids(quantized)
-    keeping = [node for node in quantized if node.op_type in KEEPING]
+    keeping = [node for node in quantized if node.op_type in KEEPING and _keeps_width(node, schemes)]
+    fixed = {} if symmetric else _fixed_grids(quantized, set(keeping), schemes)
     return Plan(
         schemes=schemes,
         linears=tuple(
             node for node in quantized if node.op_type in LINEAR and edit.constant_input(node, 1) is not None
         ),
         tensors=tuple(tensors),
+        bits={value: width(value, schemes) for value in tensors},
         fixed=fixed,
         clipped=tuple(clipped),
         keeping=tuple(keeping),
+        crossings=tuple(
+            node for node in quantized if node.op_type == "Identity" and not _keeps_width(node, schemes)
+        ),
         operands=tuple((node, index) for node in quantized for index in _operand_indices(node)),
         left=tuple(left),
     )
@@ -116,7 +131,8 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.name == "FLOAT"
 
 
-def _is_quantizable(node: ir.Node) -> bool:
+def is_quantizable(node: ir.Node) -> bool:
+    """Whether integer kernels are known for an op as it stands in its graph."""
     known = LINEAR | KEEPING | FREE | FIXED.keys() | CLIPPING
     if node.op_type not in known or not activations(node) or not all(map(_is_float, node.outputs)):
         return False
@@ -136,12 +152,31 @@ def _has_constant_weight(node: ir.Node) -> bool:
     return weight is not None and plain and (not has_bias or (bias is not None and bias.ndim == 1))
 
 
-def _is_clip_of_linear(node: ir.Node, quantized: list[ir.Node]) -> bool:
+def is_clip_of_linear(node: ir.Node) -> bool:
+    """Whether a Relu or Clip is the only reader of an op that takes activation functions in."""
     source = node.inputs[0]
     producer = source.producer() if source is not None else None
-    if producer is None or producer.op_type not in _TAKES_CLIPPING or producer not in quantized:
+    if source is None or producer is None or producer.op_type not in _TAKES_CLIPPING:
         return False
-    return source is not None and len(source.uses()) == 1 and not source.is_graph_output()
+    return len(source.uses()) == 1 and not source.is_graph_output()
+
+
+def width(value: ir.Value, schemes: Mapping[ir.Node, Scheme]) -> ActivationBits:
+    """Bits of a tensor's integers: those of the op that makes it, else the most that a reader wants."""
+    producer = value.producer()
+    if producer is not None and _is_integer(producer, schemes):
+        return schemes[producer].activation_bits
+    wanted = [schemes[node].activation_bits for node in value.consumers() if _is_integer(node, schemes)]
+    return max(wanted, default=8)
+
+
+def _is_integer(node: ir.Node, schemes: Mapping[ir.Node, Scheme]) -> bool:
+    return node in schemes and not schemes[node].keep_float and is_quantizable(node)
+
+
+def _keeps_width(node: ir.Node, schemes: Mapping[ir.Node, Scheme]) -> bool:
+    bits = schemes[node].activation_bits
+    return all(width(value, schemes) == bits for value in activations(node))
 
 
 def _operand_indices(node: ir.Node) -> list[int]:
@@ -171,13 +206,16 @@ def _tensors(graph: ir.Graph, quantized: list[ir.Node], inner: set[ir.Value | No
     return list(found)
 
 
-def _fixed_grids(quantized: list[ir.Node]) -> dict[ir.Value, Grid]:
+def _fixed_grids(
+    quantized: list[ir.Node], keeping: set[ir.Node], schemes: Mapping[ir.Node, Scheme]
+) -> dict[ir.Value, Grid]:
     """Grids known beforehand: of Softmax and its like, and of what only moves their output around."""
     fixed = {}
     for node in quantized:
-        if node.op_type in FIXED:
-            fixed[node.outputs[0]] = FIXED[node.op_type]
-        elif node.op_type in KEEPING:
+        known = FIXED if schemes[node].activation_bits == 8 else FIXED_16
+        if node.op_type in known:
+            fixed[node.outputs[0]] = known[node.op_type]
+        elif node in keeping:
             grids = {fixed.get(value) for value in activations(node)}
             grid = grids.pop()
             if not grids and grid is not None and _holds_constants(grid, node):

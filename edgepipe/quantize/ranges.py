@@ -205,7 +205,9 @@ def joined(observations: Sequence[Observation]) -> Observation:
     return Observation(low, high, histogram)
 
 
-def choose_grid(seen: Observation, algorithm: Algorithm, *, percentile: float, symmetric: bool) -> Grid:
+def choose_grid(
+    seen: Observation, algorithm: Algorithm, *, percentile: float, symmetric: bool, bits: int = 8
+) -> Grid:
     """The grid of a tensor that was observed.
 
     Args:
@@ -214,8 +216,11 @@ def choose_grid(seen: Observation, algorithm: Algorithm, *, percentile: float, s
             "mse" clips where that makes the mean squared error least.
         percentile: Share of values to hold at each end, in per cent.
         symmetric: Whether the zero point must be 0.
+        bits: Bits of an integer; 16 leave so little rounding error that nothing is clipped for it.
     """
     low, high = seen.low, seen.high
+    if bits == 16:
+        return activation_grid(low, high, bits=bits)
     if seen.histogram is not None and algorithm == "percentile":
         low, high = percentile_range(seen.histogram, percentile)
     elif seen.histogram is not None and algorithm == "mse":

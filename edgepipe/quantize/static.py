@@ -10,14 +10,16 @@ from edgepipe.data import Dataset
 from edgepipe.errors import CalibrationDataMissing, ModelError
 from edgepipe.events import Emit, Warned, stage
 from edgepipe.graph import edit
+from edgepipe.graph.opset import raise_opset
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
 from edgepipe.quantize.groups import share_grids
 from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.ranges import Algorithm, Observation, Watch, choose_grid, joined, observe
-from edgepipe.quantize.scheme import Override, Scheme, WeightBits, assign
+from edgepipe.quantize.scheme import ActivationBits, Override, Scheme, WeightBits, assign
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
+from edgepipe.quantize.widths import least_opset, settle
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,7 +41,8 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
     untouched; ops without an integer kernel stay in float, with a warning.
 
     Attributes:
-        weight_bits: Bits of a weight's integers.
+        weight_bits: Bits of a weight's integers; those of up to 4 bits are stored as int4.
+        activation_bits: Bits of an activation's integers; those of 16 bits are symmetric.
         granularity: A scale for each output channel of a weight, or one for all.
         ranges: How activation ranges are chosen: "minmax" holds every value seen, "percentile" leaves
             out the outermost, "mse" makes the mean squared error least.
@@ -52,6 +55,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
     needs_calibration: ClassVar[bool] = True
 
     weight_bits: WeightBits = 8
+    activation_bits: ActivationBits = 8
     granularity: Granularity = "per-channel"
     ranges: Algorithm = "minmax"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
@@ -79,9 +83,13 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
                 "quantization needs calibration samples, and there are none", where=model.name
             )
         symmetric = context.target.activation == "int8-symmetric"
+        default = Scheme(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
+        model = raise_opset(model, least_opset(default, self.overrides))
         graph_model = edit.open_graph(model)
-        default = Scheme(weight_bits=self.weight_bits)
-        schemes = assign(graph_model.graph, default, self.overrides)
+        assigned = assign(graph_model.graph, default, self.overrides)
+        schemes = settle(graph_model.graph, assigned)
+        if len(schemes) > len(assigned):  # calibration has to see what crosses from one width to another
+            model = edit.freeze(graph_model, model.name)
         plan = make_plan(graph_model.graph, schemes, symmetric=symmetric)
         _check_plan(plan, graph_model, model.name)
         _warn_of_float(plan, context.emit)
@@ -115,7 +123,10 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
             if group[0] in grids:
                 continue
             together = joined([seen[str(value.name)] for value in group])
-            grid = choose_grid(together, self.ranges, percentile=self.percentile, symmetric=symmetric)
+            bits = plan.bits[group[0]]
+            grid = choose_grid(
+                together, self.ranges, percentile=self.percentile, symmetric=symmetric, bits=bits
+            )
             grids.update(dict.fromkeys(group, grid))
         return grids
 

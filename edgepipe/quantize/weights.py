@@ -79,7 +79,9 @@ def quantize_linear(
     channels = _channels(node, weight)
     raised = 0
     if bias is not None:
-        safe = g.safe_weight_scales(scales, bias, input_grid.scale, weight.size // channels)
+        safe = g.safe_weight_scales(
+            scales, bias, input_grid.scale, weight.size // channels, activation_bits=input_grid.bits
+        )
         raised, scales = int((safe != scales).sum()), safe
     integers = g.quantize_weight(weight, scales, axis or 0, bits)
     if input_mean is not None and node.op_type != "MatMul":
