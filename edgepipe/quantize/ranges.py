@@ -1,208 +1,31 @@
-"""Calibration: what values each activation takes, watched while samples run through the float model.
-
-One pass over the data, in constant memory: extremes, a growing histogram and channel means are all
-that is kept of a tensor.
-"""
+"""The range of an activation, chosen from what calibration saw of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepipe.data import Dataset
-from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
-from edgepipe.events import Emit, stage
-from edgepipe.model import Model
 from edgepipe.quantize.grid import Grid, activation_grid
 from edgepipe.quantize.histogram import Histogram
+from edgepipe.quantize.observe import Observation, Watch, joined, observe
 
-if TYPE_CHECKING:
-    import onnxruntime
+__all__ = ["Algorithm", "Observation", "Watch", "choose_grid", "joined", "observe"]
 
-Algorithm = Literal["minmax", "percentile", "mse"]
-_MEMORY_BYTES = 128 << 20
-"""What the observed tensors of one batch may take."""
-_COUNTED = 1 << 14
-"""Values of a tensor and sample that the histogram counts, evenly spaced over the tensor."""
-_CANDIDATES = 48
-"""Clipping ratios that the search for the least error tries for an end of the range."""
-
-
-class Observation(msgspec.Struct, frozen=True):
-    """What calibration saw of one tensor.
-
-    Attributes:
-        low: Least value.
-        high: Greatest value.
-        histogram: Counts of values; None where the algorithm needs none.
-        mean: Mean of each channel, float64 [channels]; None where it was not asked for.
-    """
-
-    low: float
-    high: float
-    histogram: Histogram | None = None
-    mean: NDArray[np.float64] | None = None
-
-
-class Watch(msgspec.Struct, frozen=True, kw_only=True):
-    """What to look at.
-
-    Attributes:
-        tensors: Names of the activations.
-        histograms: Whether to count values.
-        channel_axes: Axis of the channels, by tensor, of those whose channel means are wanted.
-    """
-
-    tensors: tuple[str, ...]
-    histograms: bool
-    channel_axes: Mapping[str, int]
-
-
-class _Observer:
-    """Accumulates what one tensor shows."""
-
-    def __init__(self, *, counts: bool, channel_axis: int | None) -> None:
-        self.low = self.high = 0.0
-        self.histogram = Histogram() if counts else None
-        self.channel_axis = channel_axis
-        self.total: NDArray[np.float64] | None = None
-        self.rows = 0
-        self._seen = False
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        low, high = float(values.min()), float(values.max())
-        self.low = min(self.low, low) if self._seen else low
-        self.high = max(self.high, high) if self._seen else high
-        self._seen = True
-        if self.histogram is not None and np.isfinite([low, high]).all():
-            flat = values.reshape(len(values), -1)
-            step = max(1, -(-flat.shape[1] // _COUNTED))
-            # an odd step meets every column of a feature map of even width
-            self.histogram.add(flat[:, :: step | 1], (low, high))
-        if self.channel_axis is not None:
-            axes = tuple(axis for axis in range(values.ndim) if axis != self.channel_axis)
-            total = values.sum(axes, dtype=np.float64)
-            self.total = total if self.total is None else self.total + total
-            self.rows += values.size // values.shape[self.channel_axis]
-
-    def result(self) -> Observation:
-        mean = None if self.total is None else self.total / self.rows
-        return Observation(self.low, self.high, self.histogram, mean)
-
-
-def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, Observation]:
-    """Runs `data` through the float model and watches its activations.
-
-    Args:
-        model: Float ONNX model with one input.
-        data: Samples for it.
-        watch: What to look at.
-        emit: Where progress goes.
-
-    Returns:
-        An observation for each tensor watched.
-
-    Raises:
-        ModelError: The model has more than one input.
-        DataEmpty: The samples do not fill one batch.
-        DataNotFinite: An activation is NaN or infinite.
-    """
-    if len(model.inputs) != 1:
-        raise ModelError(
-            "calibration feeds one input, and the model has several",
-            where=model.name,
-            got=", ".join(map(str, model.inputs)),
-            remedy="make the other inputs constants of the model",
-        )
-    spec = model.inputs[0]
-    if len(data) < (spec.shape[0] or 1):
-        raise DataEmpty(
-            "too few samples to calibrate on",
-            where=data.source,
-            got=f"{len(data)} samples, and the model's batch is {spec.shape[0] or 'dynamic'}",
-            remedy="give more samples, or a model with a dynamic batch",
-        )
-    session = _session(model, watch.tensors)
-    names = list(watch.tensors)
-    observers = {
-        name: _Observer(counts=watch.histograms, channel_axis=watch.channel_axes.get(name)) for name in names
-    }
-    size = _batch_size(model, names)
-    with stage(emit, "calibrate", total=len(data)) as running:
-        for start in range(0, len(data), size):
-            batch = np.ascontiguousarray(data.x[start : start + size], dtype=spec.dtype)
-            if len(batch) < size and spec.shape[0] is not None:
-                break  # a fixed batch that the last samples do not fill
-            computed = [name for name in names if name != spec.name]
-            results: list[Any] = session.run(computed, {spec.name: batch}) if computed else []
-            for name, values in zip(computed, results, strict=True):
-                observers[name].add(values)
-            if spec.name in observers:
-                observers[spec.name].add(batch)
-            running.advance(min(start + size, len(data)))
-        running.detail = f"{len(names)} tensors"
-    observations = {name: observer.result() for name, observer in observers.items()}
-    _require_finite(observations, data)
-    return observations
-
-
-def _session(model: Model, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    """A session that returns every tensor watched."""
-    import onnx
-    import onnxruntime
-
-    proto = model.to_onnx()
-    present = {value.name for value in [*proto.graph.output, *proto.graph.input]}
-    proto.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in present
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _batch_size(model: Model, names: Sequence[str]) -> int:
-    """Samples in a batch: the model's own number, or as many as the memory set aside holds."""
-    fixed = model.inputs[0].shape[0]
-    if fixed is not None:
-        return fixed
-    wanted = set(names)
-    elements = 0
-    graph = model.to_onnx().graph
-    for value in [*graph.value_info, *graph.input, *graph.output]:
-        if value.name in wanted:
-            elements += int(np.prod([dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]))
-    return int(np.clip(_MEMORY_BYTES // max(4 * elements, 1), 1, 64))
-
-
-def _require_finite(observations: Mapping[str, Observation], data: Dataset) -> None:
-    for name, seen in observations.items():
-        if not np.isfinite([seen.low, seen.high]).all():
-            raise DataNotFinite(
-                "the float model gives NaN or infinity on the calibration samples",
-                where=f"activation {name}",
-                got=f"values from {seen.low} to {seen.high}",
-                remedy=f"check the preprocessing of {data.source}, and that the float model is sound",
-            )
-
-
-def joined(observations: Sequence[Observation]) -> Observation:
-    """What several tensors show together that must share one grid."""
-    low = min(seen.low for seen in observations)
-    high = max(seen.high for seen in observations)
-    if len(observations) == 1 or any(seen.histogram is None for seen in observations):
-        return Observation(low, high, observations[0].histogram if len(observations) == 1 else None)
-    histogram = Histogram()
-    for seen in observations:
-        assert seen.histogram is not None  # noqa: S101 - looked at above
-        histogram.merge(seen.histogram)
-    return Observation(low, high, histogram)
+Algorithm = Literal["minmax", "average", "percentile", "entropy", "mse"]
+COUNTING: frozenset[Algorithm] = frozenset({"percentile", "entropy", "mse"})
+"""Algorithms that read the histogram."""
+_THRESHOLDS = 96
+"""Magnitudes at which "entropy" tries to clip, evenly spaced."""
+_LEAST_SHARE = 1 / 16
+"""The least of them, as a share of the greatest magnitude seen."""
+_ABSENT = 1e-4
+"""Count that stands for none, so that no logarithm is infinite: as in TensorRT's description."""
+_ROUNDS = 24
+"""Steps of OCTAV's recursion at most; it converges in about ten."""
+_AROUND = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25)
+"""Multiples of the ends that OCTAV finds, whose error is then measured on the counts."""
 
 
 def choose_grid(
@@ -211,25 +34,35 @@ def choose_grid(
     """The grid of a tensor that was observed.
 
     Args:
-        seen: What calibration saw.
-        algorithm: "minmax" holds every value seen; "percentile" all but the outermost share of them;
-            "mse" clips where that makes the mean squared error least.
-        percentile: Share of values to hold at each end, in per cent.
+        seen: What calibration saw. An algorithm that reads a histogram takes the extremes where there
+            is none.
+        algorithm: "minmax" holds every value seen; "average" reaches from the mean of the samples' least
+            values to that of their greatest; "percentile" holds all but the outermost share; "entropy"
+            clips where the distribution of the integers diverges least from that of the values; "mse"
+            where the mean squared error is least.
+        percentile: Share of values to hold at each end, in per cent; for "percentile" alone.
         symmetric: Whether the zero point must be 0.
-        bits: Bits of an integer; 16 leave so little rounding error that nothing is clipped for it.
+        bits: Bits of an integer. 16 bits always hold every value seen: no step is too wide then.
     """
     low, high = seen.low, seen.high
-    if bits == 16:
-        return activation_grid(low, high, bits=bits)
-    if seen.histogram is not None and algorithm == "percentile":
+    if bits > 8:  # noqa: PLR2004
+        pass
+    elif algorithm == "average" and seen.typical is not None:
+        low, high = seen.typical
+    elif seen.histogram is not None and algorithm == "percentile":
         low, high = percentile_range(seen.histogram, percentile)
+    elif seen.histogram is not None and algorithm == "entropy":
+        low, high = least_divergence_range(seen.histogram, symmetric=symmetric)
     elif seen.histogram is not None and algorithm == "mse":
         low, high = least_error_range(seen.histogram, symmetric=symmetric)
-    return activation_grid(low, high, symmetric=symmetric)
+    return activation_grid(low, high, symmetric=symmetric, bits=bits)
 
 
 def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, float]:
-    """Ends that leave out ``100 - percentile`` per cent of the values on either side, at most."""
+    """Ends that leave out ``100 - percentile`` per cent of the values on either side, at most.
+
+    McKinstry et al. 2019 (arXiv 1809.04191), section 3, clip activations at such a percentile.
+    """
     shares = np.cumsum(histogram.counts) / histogram.counts.sum()
     outside = 1 - percentile / 100
     first = int(np.searchsorted(shares, outside, side="right"))
@@ -239,31 +72,117 @@ def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, fl
     return max(low, histogram.low), min(high, histogram.high)
 
 
+def least_divergence_range(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
+    """Ends that lose least information, as the Kullback-Leibler divergence measures it.
+
+    For a series of magnitudes to clip at: the counts with what is outside added to the outermost bins,
+    against the counts inside, spread evenly over the occupied bins of each integer. Migacz, "8-bit
+    inference with TensorRT", GTC 2017; here over the integers of the asymmetric grid.
+    """
+    greatest = max(-histogram.low, histogram.high, 0.0)
+    best, ends = np.inf, (histogram.low, histogram.high)
+    for magnitude in np.linspace(greatest, greatest * _LEAST_SHARE, _THRESHOLDS):
+        trial = max(histogram.low, -magnitude), min(histogram.high, magnitude)
+        divergence = _divergence(histogram, activation_grid(*trial, symmetric=symmetric), trial)
+        if divergence < best:
+            best, ends = divergence, trial
+    return ends
+
+
+def _divergence(histogram: Histogram, grid: Grid, ends: tuple[float, float]) -> float:
+    """KL divergence of the clipped counts from what the integers of `grid` tell apart of them."""
+    counts, centers = histogram.counts.astype(np.float64), histogram.centers
+    first, last = np.searchsorted(centers, ends[0]), np.searchsorted(centers, ends[1], side="right")
+    inside = counts[first:last]
+    if not inside.size or not inside.sum():
+        return np.inf
+    clipped = inside.copy()
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last:].sum()
+    steps = np.clip(np.rint(centers[first:last] / grid.scale) + grid.zero_point, grid.first, grid.last)
+    index = (steps - grid.first).astype(np.intp)
+    occupied = inside > 0
+    bins = np.bincount(index, weights=occupied)
+    spread = np.bincount(index, weights=inside) / np.maximum(bins, 1)
+    reference = _distribution(clipped)
+    told_apart = _distribution(np.where(occupied, spread[index], 0.0))
+    return float(np.sum(reference * np.log(reference / told_apart)))
+
+
+def _distribution(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    smooth = np.maximum(counts, _ABSENT)
+    return np.asarray(smooth / smooth.sum(), np.float64)
+
+
 def least_error_range(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
     """Ends of the range that make the mean squared quantization error of the counts least.
 
-    The error is measured, rounding and clipping together, for a series of clipping ratios at one end,
-    then at the other (Nagel et al. 2021, arXiv 2106.08295, section 2.3.1 and equation 13).
+    OCTAV (Sakr et al. 2022, arXiv 2206.06501, equation 7) finds them by a recursion that weighs
+    clipping against rounding noise of ``step ** 2 / 12``; here for two ends, each in turn. As that noise is
+    an assumption, multiples of what it finds, and the extremes, are measured on the counts.
     """
-    ends = [min(histogram.low, 0.0), max(histogram.high, 0.0)]
-    for end in (1, 0, 1, 0):
-        if ends[end] == 0.0:
-            continue
-        full = histogram.high if end else histogram.low
-        candidates = [full * ratio for ratio in np.linspace(1.0, 0.25, _CANDIDATES)]
-        trials = [(ends[0], high) if end else (high, ends[1]) for high in candidates]
-        if symmetric:
-            trials = [(-max(abs(low), abs(high)), max(abs(low), abs(high))) for low, high in trials]
-        errors = [
-            _squared_error(histogram, activation_grid(low, high, symmetric=symmetric)) for low, high in trials
-        ]
-        ends[end] = candidates[int(np.argmin(errors))]
-    return ends[0], ends[1]
+    extremes = histogram.low, histogram.high
+    low, high = _octav(histogram, symmetric=symmetric)
+    trials = [extremes] + [
+        (max(low * left, extremes[0]), min(high * right, extremes[1]))
+        for left in (_AROUND if low < 0 else (1.0,))
+        for right in (_AROUND if high > 0 else (1.0,))
+    ]
+    grids = [activation_grid(*ends, symmetric=symmetric) for ends in trials]
+    return trials[int(np.argmin(_squared_errors(histogram, grids)))]
 
 
-def _squared_error(histogram: Histogram, grid: Grid) -> float:
-    """Sum of squared differences between the counted values and their grid points."""
+def _octav(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
+    """Ends at which both derivatives of the modelled error are zero."""
+    centers, counts = histogram.centers, histogram.counts.astype(np.float64)
+    if symmetric:
+        centers, order = np.abs(centers), np.argsort(np.abs(centers), kind="stable")
+        centers, counts = centers[order], counts[order]
+    total = max(counts[np.abs(centers) >= histogram.width].sum(), 1.0)  # what rounds to 0 costs nothing
+    above, below = _Tails(centers, counts), _Tails(-centers[::-1], counts[::-1])
+    noise = total / (3.0 * 4**8) if symmetric else total / (12.0 * 4**8)
+    high, low = above.mean(), -below.mean()
+    for _ in range(_ROUNDS):
+        before = low, high
+        high = above.next_end(high, 0.0 if symmetric else low, noise)
+        low = -high if symmetric else -below.next_end(-low, -high, noise)
+        if np.allclose(before, (low, high), rtol=1e-3, atol=0):
+            break
+    return low, high
+
+
+class _Tails:
+    """Sums over the values beyond an end, each looked up in sums made once.
+
+    Args:
+        centers: float64 [bins], ascending.
+        counts: float64 [bins].
+    """
+
+    def __init__(self, centers: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
+        self._centers = centers
+        self._counts = np.append(np.cumsum(counts[::-1])[::-1], 0.0)
+        self._sums = np.append(np.cumsum((counts * centers)[::-1])[::-1], 0.0)
+
+    def _beyond(self, end: float) -> tuple[float, float]:
+        index = int(np.searchsorted(self._centers, end, side="right"))
+        return float(self._counts[index]), float(self._sums[index])
+
+    def mean(self) -> float:
+        """Mean of the positive values: below the end that is looked for, as the recursion wants it."""
+        count, total = self._beyond(0.0)
+        return total / count if count else 0.0
+
+    def next_end(self, end: float, other: float, noise: float) -> float:
+        """One step: from ``d/dh [noise (h - other)**2 + sum of (x - h)**2 over x > h] = 0``."""
+        count, total = self._beyond(end)
+        return max((total + noise * other) / (count + noise), 0.0)
+
+
+def _squared_errors(histogram: Histogram, grids: list[Grid]) -> NDArray[np.float64]:
+    """Sums of squared differences between the counted values and their points on each grid."""
     centers = histogram.centers
-    steps = np.clip(np.rint(centers / grid.scale) + grid.zero_point, grid.first, grid.last)
-    errors = (steps - grid.zero_point) * grid.scale - centers
-    return float(np.dot(histogram.counts, errors * errors))
+    scales = np.array([[grid.scale] for grid in grids])
+    zeros = np.array([[grid.zero_point] for grid in grids])
+    steps = np.clip(np.rint(centers / scales), grids[0].first - zeros, grids[0].last - zeros)
+    return np.asarray(np.square(steps * scales - centers) @ histogram.counts, np.float64)
