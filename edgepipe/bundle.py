@@ -3,6 +3,7 @@
 On disk a folder::
 
     manifest.json
+    diagnosis.json                                            of each layer, where the passes quantized
     float32.onnx  int8.onnx  float32.tflite  int8.tflite      the artifacts, as the target needs them
     golden/int8.tflite/0.input0.bin  0.output0.bin  ...       raw little-endian tensors, C order
 
@@ -30,6 +31,7 @@ ArtifactFormat = Literal["onnx", "tflite"]
 Precision = Literal["float32", "float16", "int8"]
 SCHEMA = 1
 MANIFEST = "manifest.json"
+DIAGNOSIS = "diagnosis.json"
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +159,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         steps: What each pass did.
         artifacts: In order of precision, then format.
         versions: Version of every package that had a hand in it.
+        diagnosis: sha256 of diagnosis.json; None where there is none, as in bundles of a float model.
     """
 
     schema: int = SCHEMA
@@ -173,6 +176,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
     artifacts: tuple[Artifact, ...]
     versions: dict[str, str]
+    diagnosis: str | None = None
 
     def digests(self) -> dict[str, str]:
         """sha256 of every file of the bundle but the manifest, by its path below the folder."""
@@ -181,6 +185,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             files[artifact.name] = artifact.digest
             for golden in artifact.golden:
                 files |= golden.digests
+        if self.diagnosis is not None:
+            files[DIAGNOSIS] = self.diagnosis
         return files
 
 

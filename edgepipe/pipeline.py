@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,13 +60,22 @@ def run(
         OutputError: The cache cannot be written.
         EdgepipeError: Whatever a pass raises.
     """
-    check_chain(recipe.passes, given=model.format, where=f"recipe {recipe.name}")
-    _check_calibration(recipe, model, context)
     steps = []
-    for each in recipe.passes:
-        model, step = _apply(each, model, context, cache)
+    for after, step in trace(recipe, model, context, cache=cache):
+        model = after
         steps.append(step)
     return model, tuple(steps)
+
+
+def trace(
+    recipe: Recipe, model: Model, context: Context, *, cache: Path | None
+) -> Iterator[tuple[Model, Step]]:
+    """Applies the passes of a recipe one by one: the model after each, and what it did; see `run`."""
+    check_chain(recipe.passes, given=model.format, where=f"recipe {recipe.name}")
+    _check_calibration(recipe, model, context)
+    for each in recipe.passes:
+        model, step = _apply(each, model, context, cache)
+        yield model, step
 
 
 def _check_calibration(recipe: Recipe, model: Model, context: Context) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import edgepipe
 from edgepipe import golden, pipeline
 from edgepipe.bundle import (
+    DIAGNOSIS,
     Artifact,
     ArtifactFormat,
     Bundle,
@@ -24,11 +25,14 @@ from edgepipe.bundle import (
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.emission import Emission
 from edgepipe.data import digest_rows
-from edgepipe.events import Emit, silent, stage
+from edgepipe.errors import EdgepipeError
+from edgepipe.events import Emit, Warned, silent, stage
 from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
-from edgepipe.model import Model
+from edgepipe.model import Model, digest_bytes
 from edgepipe.passes import Context
+from edgepipe.quantize.diagnose import diagnose
+from edgepipe.quantize.diagnosis import Diagnosis, encode
 from edgepipe.recipe import load_recipe
 from edgepipe.workflow.prepare import Prepared, check_ops, prepare
 
@@ -43,11 +47,13 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
         bundle: What was made.
         prepared: Of what.
         steps: As in the bundle's manifest, with the time that each took.
+        diagnosis: What quantization did to each layer; None where nothing was quantized.
     """
 
     bundle: Bundle
     prepared: Prepared
     steps: tuple[Step, ...]
+    diagnosis: Diagnosis | None = None
 
 
 def compress(job: Job, folder: Path, *, emit: Emit = silent, cache: Path | None = None) -> Made:
@@ -79,7 +85,9 @@ def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path |
         )
         # Somewhere in any case: the float reference shares its first passes with the recipe.
         cache = cache or Path(work) / "cache"
-        model, steps = pipeline.run(prepared.recipe, source, context, cache=cache)
+        trace = list(pipeline.trace(prepared.recipe, source, context, cache=cache))
+        model, steps = trace[-1][0], tuple(step for _, step in trace)
+        diagnosis = _diagnose([source, *(after for after, _ in trace)], prepared, emit)
         reference = source
         if not is_quantized(source):
             unheard = msgspec.structs.replace(context, emit=silent)
@@ -98,7 +106,29 @@ def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path |
             files |= its_files
             sealing.advance(done)
     manifest = _manifest(prepared, steps, tuple(artifacts))
-    return Made(bundle=write_bundle(folder, manifest, files), prepared=prepared, steps=steps)
+    if diagnosis is not None:
+        files[DIAGNOSIS] = encode(diagnosis)
+        manifest = msgspec.structs.replace(manifest, diagnosis=digest_bytes(files[DIAGNOSIS]))
+    bundle = write_bundle(folder, manifest, files)
+    return Made(bundle=bundle, prepared=prepared, steps=steps, diagnosis=diagnosis)
+
+
+def _diagnose(models: list[Model], prepared: Prepared, emit: Emit) -> Diagnosis | None:
+    """Sets the model that a recipe quantized beside its last float form; None where it quantized none.
+
+    A layer at risk is warned of. A model that cannot be diagnosed is none the worse for it.
+    """
+    before, model = None, models[-1]
+    for each in models:
+        if each.format == "onnx" and not is_quantized(each):
+            before = each
+    if before is None or prepared.calibration is None or not is_quantized(model):
+        return None
+    try:
+        return diagnose(before, model, prepared.calibration.x, emit)
+    except EdgepipeError as error:
+        emit(Warned(f"the layers were not diagnosed: {error.what}", error.remedy))
+        return None
 
 
 def _emit(prepared: Prepared, reference: Model, model: Model) -> Iterator[Emission]:
