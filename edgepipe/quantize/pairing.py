@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 CLIPPING = ("Relu", "Clip")
 MOVING = frozenset({
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Pad",
-    "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
 })  # fmt: skip
 """Ops that compute nothing new: on one grid in and out they round nothing."""
 _SUFFIX = re.compile(r"(_QuantizeLinear_Input|_QuantizeInput|_output_quantized|\.float)$")
