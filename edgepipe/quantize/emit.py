@@ -1,8 +1,8 @@
 """Writes quantization decisions into the graph as QuantizeLinear and DequantizeLinear nodes (QDQ).
 
 Every quantized activation passes through one pair, and consumers take the dequantized value. Weights
-are int8 or int4 initializers and biases int32 initializers, each behind a DequantizeLinear. So the graph computes
-in float what integer kernels compute, up to the rounding of their multipliers.
+are int8 or int4 initializers and biases int32 initializers, each behind a DequantizeLinear. So the graph
+computes in float what integer kernels compute, up to the rounding of their multipliers.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ class Builder:
                 self.operator("DEQUANTIZE", [stored], [full], Options("DequantizeOptions"))
                 self._constants[key] = full
             else:
-                self._constants[key] = self._add(name, data.shape, data.dtype.name, grid, data)
+                dtype = data.dtype.name if grid is None else grid.dtype
+                self._constants[key] = self._add(name, data.shape, dtype, grid, data)
         return self._constants[key]
 
     def operator(
@@ -81,7 +82,7 @@ class Builder:
         """The tensor in which the value is first written: a new one, or `tensor` that holds it already."""
         if tensor is None:
             value = self.graph.values[name]
-            dtype = "int8" if view.grid is not None else value.dtype
+            dtype = view.grid.dtype if view.grid is not None else value.dtype
             tensor = self.tensor(name, view.layout.shape(value.shape), dtype, view.grid)
         self._first[name] = view
         self._views[name] = {view: tensor}
@@ -142,7 +143,7 @@ class Builder:
     def _convert(self, name: str, current: View, wanted: View) -> Tensor:
         source = self._views[name][current]
         if current.grid != wanted.grid:
-            dtype = "float32" if wanted.grid is None else "int8"
+            dtype = "float32" if wanted.grid is None else wanted.grid.dtype
             suffix = "dequantized" if wanted.grid is None else "quantized"
             result = self.tensor(f"{name}/{suffix}", source.shape, dtype, wanted.grid)
             code = "DEQUANTIZE" if wanted.grid is None else "QUANTIZE"

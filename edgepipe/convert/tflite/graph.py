@@ -22,7 +22,7 @@ class Grid(msgspec.Struct, frozen=True):
         scale: Step; one for the whole tensor, or one for each index of `axis`. Exact float32 values.
         zero_point: The integer that stands for 0.0, likewise.
         axis: Axis along which there is one step each; None for one step in all.
-        bits: 8, or 32 for biases.
+        bits: 8 or 16; 4 for narrow weights, 32 or 64 for biases.
     """
 
     scale: tuple[float, ...]
@@ -31,20 +31,43 @@ class Grid(msgspec.Struct, frozen=True):
     bits: int = 8
 
     @property
+    def dtype(self) -> str:
+        """Name of the integers' type: "int8"."""
+        return f"int{self.bits}"
+
+    @property
+    def first(self) -> int:
+        """The least integer: -128 for 8 bits."""
+        return -(1 << self.bits - 1)
+
+    @property
+    def last(self) -> int:
+        """The greatest integer: 127 for 8 bits."""
+        return (1 << self.bits - 1) - 1
+
+    @property
     def low(self) -> float:
-        """The least real of a per-tensor int8 grid."""
-        return (-128 - self.zero_point[0]) * self.scale[0]
+        """The least real of a per-tensor grid."""
+        return (self.first - self.zero_point[0]) * self.scale[0]
 
     @property
     def high(self) -> float:
-        """The greatest real of a per-tensor int8 grid."""
-        return (127 - self.zero_point[0]) * self.scale[0]
+        """The greatest real of a per-tensor grid."""
+        return (self.last - self.zero_point[0]) * self.scale[0]
 
     def saturates_at(self, low: float, high: float) -> bool:
         """Whether clipping to [low, high] changes no integer of this per-tensor grid."""
         steps_below = np.rint(np.float64(low) / self.scale[0]) + self.zero_point[0]
         steps_above = np.rint(np.float64(high) / self.scale[0]) + self.zero_point[0]
-        return bool(steps_below <= -128 and steps_above >= 127)
+        return bool(steps_below <= self.first and steps_above >= self.last)
+
+    def quantized(self, real: Array) -> Array:
+        """The nearest integers, half to even and saturated, as QuantizeLinear has them: of the same shape."""
+        scale, zero_point = self.along(real.ndim)
+        steps = np.rint(real / np.where(scale > 0, scale, 1)) + zero_point
+        return np.asarray(
+            np.clip(steps, self.first, self.last).astype("int8" if self.bits < 8 else self.dtype)
+        )
 
     def along(self, rank: int) -> tuple[Array, Array]:
         """Scale (float64) and zero point (int64), shaped to broadcast against a tensor of that rank."""
@@ -61,7 +84,7 @@ class Value(msgspec.Struct, frozen=True, eq=False):
         name: Unique in the graph.
         shape: Dimensions in the ONNX layout, batch size 1.
         dtype: NumPy's name of what it stands for: "float32" also where it is quantized.
-        data: Of a constant: its elements; int8 or int32 where `grid` is set. None otherwise.
+        data: Of a constant: its elements; integers where `grid` is set, int8 for 4 bits. None otherwise.
         grid: How it is quantized; None for a float.
     """
 

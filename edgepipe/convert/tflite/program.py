@@ -16,9 +16,9 @@ class Tensor(msgspec.Struct, frozen=True, eq=False):
         index: Its place in `Program.tensors`.
         name: Unique in the program.
         shape: In the layout of TFLite.
-        dtype: NumPy's name: "float32", "float16", "int8", "int32".
+        dtype: NumPy's name: "float32", "float16", "int8", "int16", "int32"; "int4".
         grid: How it is quantized; `grid.axis` counts in the layout of TFLite. None for a float.
-        data: Elements of a constant, in that shape and type; None otherwise.
+        data: Elements of a constant, in that shape and type, int4 as int8; None otherwise.
     """
 
     index: int

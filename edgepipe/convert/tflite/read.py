@@ -36,6 +36,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 ALIASES = frozenset({"Identity", "Dropout"})
 # Ops that only move elements: a per-tensor grid survives them.
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat", "Gather"})
+# Types that quantized tensors have in ONNX: their widths, and what takes the unsigned to the signed.
+_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int32": 32}
+_SHIFTS = {"uint4": 8, "uint8": 128, "uint16": 32768}
 # Shape inference needs the elements of small constants (shapes, axes, pads) and never those of weights.
 SMALL = 1024
 
@@ -118,7 +121,7 @@ class _Reader:
         value, grid = _given(proto, inputs), self.grid(proto, inputs)
         name = proto.output[0]
         if value.data is not None:
-            self.constant(name, _quantized(value.real(), grid), grid)
+            self.constant(name, grid.quantized(value.real()), grid)
         elif grid.axis is not None:
             raise _refusal(proto, "it quantizes an activation per channel, which TFLite does not have")
         elif value.grid is None or value.grid == grid:
@@ -133,7 +136,7 @@ class _Reader:
         name = proto.output[0]
         if value.data is not None and value.grid is None:
             self.constant(name, _signed(value.data), grid)
-        elif value.grid is None and value.dtype in {"int8", "uint8"}:
+        elif value.grid is None and value.dtype in _BITS:
             self.values[value.name] = msgspec.structs.replace(value, dtype="float32", grid=grid)
             self.aliases[name] = value.name
         elif value.grid == grid:
@@ -142,7 +145,7 @@ class _Reader:
             raise _refusal(proto, "it reads integers on another scale than they were written on")
 
     def grid(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> Grid:
-        """The grid that a Q or DQ node names, in int8 terms: unsigned ones are shifted by 128."""
+        """The grid that a Q or DQ node names, in signed terms: unsigned ones are shifted, uint8 by 128."""
         value, scale, zero = _given(proto, inputs), *(*inputs[1:], None)[:2]
         if scale is None or scale.data is None or (zero is not None and zero.data is None):
             raise _refusal(proto, "its scale or zero point is computed at run time")
@@ -155,14 +158,14 @@ class _Reader:
                 remedy="calibrate again: this tensor saw no data, or only NaN",
             )  # fmt: skip
         dtype = _integer_type(value, zero, settings)
-        if dtype not in {"int8", "uint8", "int32"}:
-            raise _refusal(proto, f"its type is {dtype}, and only 8 bits are written")
+        if dtype not in _BITS:
+            raise _refusal(proto, f"its type is {dtype}, and TFLite has integers of 4, 8 and 16 bits")
         zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(np.asarray(zero.data))
-        points = tuple(int(point) - (128 if dtype == "uint8" else 0) for point in zeros)
+        points = tuple(int(point) - _SHIFTS.get(dtype, 0) for point in zeros)
         axis = settings.get("axis", 1) % max(len(value.shape), 1) if steps.size > 1 else None
         # Channels of zeros may have any scale, even NaN, which would not equal itself.
         scales = tuple(map(float, np.where(usable, steps, 0)))
-        return Grid(scales, points, axis, 32 if dtype == "int32" else 8)
+        return Grid(scales, points, axis, _BITS[dtype])
 
     def fold(self, proto: onnx.NodeProto, inputs: list[Value | None]) -> None:
         """Computes a node whose inputs are all constant."""
@@ -315,16 +318,14 @@ def _is_float_cast(proto: onnx.NodeProto, inputs: list[Value | None]) -> bool:
     return _attributes(proto)["to"] in {1, 10, 11}  # FLOAT, FLOAT16, DOUBLE
 
 
-def _quantized(real: Array, grid: Grid) -> Array:
-    """Rounds half to even and saturates, as QuantizeLinear does: int8 of the same shape."""
-    scale, zero_point = grid.along(real.ndim)
-    steps = np.rint(real / np.where(scale > 0, scale, 1))
-    return np.asarray(np.clip(steps + zero_point, -128, 127).astype(np.int8))
-
-
 def _signed(integers: Array) -> Array:
-    """uint8 as the int8 that stands for the same reals once its zero point is shifted too."""
-    return (integers.astype(np.int16) - 128).astype(np.int8) if integers.dtype == np.uint8 else integers
+    """Unsigned integers as the signed that stand for the same reals once their zero point is shifted too.
+
+    Those of 4 bits, which NumPy computes with slowly or not at all, become int8.
+    """
+    dtype = integers.dtype.name
+    moved = integers.astype(np.int32) - _SHIFTS.get(dtype, 0)
+    return np.asarray(moved.astype("int8" if _BITS[dtype] < 8 else f"int{_BITS[dtype]}"))
 
 
 def _integer_type(value: Value, zero: Value | None, settings: dict[str, Any]) -> str:
@@ -333,7 +334,9 @@ def _integer_type(value: Value, zero: Value | None, settings: dict[str, Any]) ->
         return zero.dtype
     if value.dtype != "float32":
         return value.dtype
-    return {0: "uint8", 2: "uint8", 3: "int8"}.get(settings.get("output_dtype", 0), "another one")
+    return {0: "uint8", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16"}.get(
+        settings.get("output_dtype", 0), "another one"
+    )
 
 
 def _given(proto: onnx.NodeProto, inputs: list[Value | None]) -> Value:

@@ -81,9 +81,52 @@ _INT8 = {
     "TRANSPOSE_CONV": 2,
 }
 
+# Version with int16 data, likewise.
+_INT16 = {
+    "ADD": 3,
+    "AVERAGE_POOL_2D": 3,
+    "BATCH_MATMUL": 3,
+    "CONCATENATION": 3,
+    "CONV_2D": 4,
+    "DEPTHWISE_CONV_2D": 5,
+    "DEQUANTIZE": 3,
+    "FULLY_CONNECTED": 7,
+    "GATHER": 4,
+    "LEAKY_RELU": 2,
+    "LOGISTIC": 3,
+    "MAXIMUM": 4,
+    "MAX_POOL_2D": 3,
+    "MEAN": 3,
+    "MINIMUM": 4,
+    "MIRROR_PAD": 3,
+    "MUL": 4,
+    "PAD": 3,
+    "PADV2": 3,
+    "REDUCE_MAX": 3,
+    "REDUCE_MIN": 3,
+    "RELU": 3,
+    "RELU6": 3,
+    "RESIZE_BILINEAR": 4,
+    "RESIZE_NEAREST_NEIGHBOR": 4,
+    "SOFTMAX": 3,
+    "SPLIT_V": 2,
+    "STRIDED_SLICE": 4,
+    "SUB": 5,
+    "TANH": 3,
+    "TRANSPOSE": 5,
+    "TRANSPOSE_CONV": 3,
+}
+# Version with weights that have 4 bits, and activations that have 8.
+_INT4 = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+
 # Release of TensorFlow that brought the version, where it is later than `_FLOOR`.
 _RELEASES = {
     ("CONV_2D", 6): (2, 9),
+    ("CONV_2D", 7): (2, 11),
+    ("DEPTHWISE_CONV_2D", 7): (2, 11),
+    ("FULLY_CONNECTED", 10): (2, 11),
+    ("FULLY_CONNECTED", 12): (2, 17),
+    ("MIRROR_PAD", 3): (2, 12),
     ("GELU", 1): (2, 9),
     ("GELU", 2): (2, 9),
     ("PAD", 4): (2, 6),
@@ -114,8 +157,11 @@ _SPECIAL: tuple[tuple[frozenset[str], Callable[[Use], bool], int], ...] = (
 
 def lowest_version(use: Use) -> int:
     """The lowest version of a builtin operator that expresses this use of it."""
-    int8 = any(tensor.dtype == "int8" for tensor in use.inputs)
-    usual = _INT8.get(use.code, 1) if int8 else 1
+    types = {tensor.dtype for tensor in use.inputs}
+    table = _INT16 if "int16" in types else _INT4 if "int4" in types else _INT8 if "int8" in types else {}
+    usual = table.get(use.code, 1)
+    if use.code == "QUANTIZE" and use.output.dtype == "int16":
+        usual = 2
     special = (version for codes, applies, version in _SPECIAL if use.code in codes and applies(use))
     return max(usual, *special, 1)
 

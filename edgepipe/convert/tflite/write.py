@@ -26,7 +26,9 @@ _TYPES = {
     "bool": "BOOL",
     "float16": "FLOAT16",
     "float32": "FLOAT32",
+    "int4": "INT4",
     "int8": "INT8",
+    "int16": "INT16",
     "int32": "INT32",
     "int64": "INT64",
     "uint8": "UINT8",
@@ -93,7 +95,8 @@ class _Writer:
         record.shape = np.array(tensor.shape, np.int32)
         record.type = getattr(self.schema.TensorType, _TYPES[tensor.dtype])
         record.hasRank = True
-        record.buffer = self.buffer(tensor.data) if tensor.data is not None else 0
+        if tensor.data is not None:
+            record.buffer = self.buffer(_packed(tensor.data) if tensor.dtype == "int4" else tensor.data)
         if tensor.grid is not None:
             record.quantization = self.quantization(tensor.grid)
         return record
@@ -154,6 +157,12 @@ class _Writer:
         record.name = name
         record.buffer = self.buffer(np.frombuffer(text.encode().ljust(_VERSION_BYTES, b"\0"), np.uint8))
         return record
+
+
+def _packed(integers: Array) -> Array:
+    """Two integers of 4 bits to a byte, the first one in its lower half: uint8 [ceil(n / 2)]."""
+    halves = np.append(integers.reshape(-1), np.zeros(integers.size % 2, np.int8)).astype(np.uint8) & 15
+    return np.asarray(halves[::2] | halves[1::2] << 4, np.uint8)
 
 
 def _aligned(schema: Any, content: bytes) -> Any:

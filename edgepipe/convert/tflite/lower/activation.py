@@ -15,6 +15,8 @@ from edgepipe.convert.tflite.program import Options, Tensor
 UNIT = Grid((1 / 256,), (-128,))
 SIGNED_UNIT = Grid((1 / 128,), (0,))
 LOG_PROBABILITY = Grid((16 / 256,), (127,))
+# That of Softmax, Sigmoid and Tanh on int16.
+UNIT_16 = Grid((1 / 32768,), (0,), bits=16)
 # Clips that TFLite has as one op, and can fuse behind others.
 FUSED = {(0.0, np.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
 
@@ -62,7 +64,8 @@ def _clip_by_bounds(site: Site, source: Tensor, layout: Layout, bounds: tuple[fl
 
 
 def lower_fixed(site: Site, code: str, table: str | None, grid: Grid) -> None:
-    """Sigmoid, Tanh: their int8 output grid is fixed."""
+    """Sigmoid, Tanh: their output grid is fixed."""
+    grid = grid if site.bits == 8 else UNIT_16
     fields = None if table is None else options(table)
     site.builder.operator(code, [site.read()], [site.define(site.layout(), grid=grid)], fields)
 
@@ -102,6 +105,7 @@ def lower_softmax(site: Site, code: str, grid: Grid) -> None:
     if layout.perm[-1] != axis or layout.sizes:
         layout = Layout((*(other for other in layout.perm if other != axis), axis))
     table = options("SoftmaxOptions", beta=1.0) if code == "SOFTMAX" else options("LogSoftmaxOptions")
+    grid = grid if site.bits == 8 else UNIT_16
     site.builder.operator(code, [site.read(0, layout)], [site.define(layout, grid=grid)], table)
 
 
@@ -139,15 +143,15 @@ def _binary(site: Site, code: str, inputs: list[Tensor], result: Tensor, table: 
 
 
 RULES = {
-    "Relu": Rule(lower_clip),
-    "Clip": Rule(lower_clip),
-    "Sigmoid": Rule(partial(lower_fixed, code="LOGISTIC", table=None, grid=UNIT)),
-    "Tanh": Rule(partial(lower_fixed, code="TANH", table=None, grid=SIGNED_UNIT)),
+    "Relu": Rule(lower_clip, int16=True),
+    "Clip": Rule(lower_clip, int16=True),
+    "Sigmoid": Rule(partial(lower_fixed, code="LOGISTIC", table=None, grid=UNIT), int16=True),
+    "Tanh": Rule(partial(lower_fixed, code="TANH", table=None, grid=SIGNED_UNIT), int16=True),
     "Elu": Rule(partial(lower_simple, code="ELU", table=None)),
     "HardSwish": Rule(partial(lower_simple, code="HARD_SWISH", table="HardSwishOptions")),
     "HardSigmoid": Rule(lower_hard_sigmoid),
-    "LeakyRelu": Rule(lower_leaky_relu),
+    "LeakyRelu": Rule(lower_leaky_relu, int16=True),
     "PRelu": Rule(lower_prelu),
-    "Softmax": Rule(partial(lower_softmax, code="SOFTMAX", grid=UNIT)),
+    "Softmax": Rule(partial(lower_softmax, code="SOFTMAX", grid=UNIT), int16=True),
     "LogSoftmax": Rule(partial(lower_softmax, code="LOG_SOFTMAX", grid=LOG_PROBABILITY)),
 }

@@ -76,4 +76,4 @@ def _over_two_axes(array: Array) -> Array:
     return array if array.ndim == 4 else array[:, :, None, :]
 
 
-RULES = {"Conv": Rule(lower_conv, weights=(2,), per_channel=(1,))}
+RULES = {"Conv": Rule(lower_conv, weights=(2,), per_channel=(1,), int16=True)}

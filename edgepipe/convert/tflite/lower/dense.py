@@ -99,6 +99,6 @@ def _merged(grid: Grid) -> Grid:
 
 
 RULES = {
-    "Gemm": Rule(lower_gemm, weights=(2,), per_channel=(1,)),
-    "MatMul": Rule(lower_matmul, weights=(2,), per_channel=(1,)),
+    "Gemm": Rule(lower_gemm, weights=(2,), per_channel=(1,), int16=True),
+    "MatMul": Rule(lower_matmul, weights=(2,), per_channel=(1,), int16=True),
 }

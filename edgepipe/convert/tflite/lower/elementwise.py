@@ -76,17 +76,17 @@ def lower_requantize(site: Site) -> None:
 
 
 RULES = {
-    "Add": Rule(partial(lower_arithmetic, code="ADD", table="AddOptions")),
-    "Sum": Rule(lower_sum),
-    "Sub": Rule(partial(lower_arithmetic, code="SUB", table="SubOptions")),
-    "Mul": Rule(partial(lower_arithmetic, code="MUL", table="MulOptions")),
+    "Add": Rule(partial(lower_arithmetic, code="ADD", table="AddOptions"), int16=True),
+    "Sum": Rule(lower_sum, int16=True),
+    "Sub": Rule(partial(lower_arithmetic, code="SUB", table="SubOptions"), int16=True),
+    "Mul": Rule(partial(lower_arithmetic, code="MUL", table="MulOptions"), int16=True),
     "Div": Rule(lower_division, scalars=(1,)),
-    "Max": Rule(partial(lower_extremum, code="MAXIMUM")),
-    "Min": Rule(partial(lower_extremum, code="MINIMUM")),
+    "Max": Rule(partial(lower_extremum, code="MAXIMUM"), int16=True),
+    "Min": Rule(partial(lower_extremum, code="MINIMUM"), int16=True),
     "Abs": Rule(partial(lower_unary, code="ABS", table="AbsOptions"), integer=False),
     "Exp": Rule(partial(lower_unary, code="EXP", table="ExpOptions"), integer=False),
     "Log": Rule(partial(lower_unary, code="LOG", table=None), integer=False),
     "Neg": Rule(partial(lower_unary, code="NEG", table="NegOptions"), integer=False),
     "Sqrt": Rule(partial(lower_unary, code="SQRT", table=None), integer=False),
-    "Requantize": Rule(lower_requantize),
+    "Requantize": Rule(lower_requantize, crosses=True),
 }

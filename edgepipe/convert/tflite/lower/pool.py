@@ -7,9 +7,9 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from edgepipe.convert.tflite.graph import Array, Grid
+from edgepipe.convert.tflite.graph import Array
 from edgepipe.convert.tflite.layout import channels_last
-from edgepipe.convert.tflite.lower.site import Rule, Site, on_grid, options
+from edgepipe.convert.tflite.lower.site import Rule, Site, exact_grid, options
 from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
 from edgepipe.convert.tflite.program import Tensor
 
@@ -21,11 +21,12 @@ def lower_max_pool(site: Site) -> None:
     frame = _frame(site)
     source = spatial_input(site)
     # Zero is as good as the least number where nothing lies below it; more delegates know PAD than PADV2.
-    zero_is_least = source.grid is not None and source.grid.zero_point[0] == -128
+    zero_is_least = source.grid is not None and source.grid.zero_point[0] == source.grid.first
     if zero_is_least:
         source = padded(site, source, frame)
     elif any(frame.pads[0] + frame.pads[1]):
-        least = np.array(-128, np.int8) if source.grid else np.array(np.finfo(np.float32).min)
+        lowest = np.array(np.finfo(np.float32).min)
+        least = lowest if source.grid is None else np.array(source.grid.first, source.grid.dtype)
         source = padded(
             site, source, frame, site.builder.constant(f"{source.name}/least", least, source.grid)
         )
@@ -61,8 +62,8 @@ def _write_corrected(site: Site, source: Tensor, frame: Window, correction: Arra
         average = site.builder.like(source, f"{result.name}/average", result.shape)
         _pool(site, "AVERAGE_POOL_2D", source, average, frame)
         factor = correction[None, :, :, None].astype(np.float32)
-        grid = Grid((float(np.float32(factor.max() / 127)),), (0,)) if site.integer else None
-        data = factor if grid is None else on_grid(factor, grid)
+        grid = exact_grid(float(factor.max()), site.bits) if site.integer else None
+        data = factor if grid is None else grid.quantized(factor)
         constant = site.builder.constant(f"{result.name}/correction", data, grid)
         table = options("MulOptions", fusedActivationFunction="NONE")
         site.builder.operator("MUL", [average, constant], [result], table)
@@ -104,8 +105,8 @@ def _pool(site: Site, code: str, source: Tensor, result: Tensor, frame: Window) 
 
 
 RULES = {
-    "MaxPool": Rule(lower_max_pool),
-    "AveragePool": Rule(lower_average_pool),
-    "GlobalAveragePool": Rule(partial(lower_global_pool, code="MEAN", same_grid=False)),
-    "GlobalMaxPool": Rule(partial(lower_global_pool, code="REDUCE_MAX", same_grid=True)),
+    "MaxPool": Rule(lower_max_pool, int16=True),
+    "AveragePool": Rule(lower_average_pool, int16=True),
+    "GlobalAveragePool": Rule(partial(lower_global_pool, code="MEAN", same_grid=False), int16=True),
+    "GlobalMaxPool": Rule(partial(lower_global_pool, code="REDUCE_MAX", same_grid=True), int16=True),
 }

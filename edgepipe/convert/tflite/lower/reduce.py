@@ -52,8 +52,8 @@ def _sum_on_integers(site: Site, inputs: list[Tensor], result: Tensor, table: Op
 
 
 RULES = {
-    "ReduceMean": Rule(partial(lower_reduce, code="MEAN", same_grid=False)),
+    "ReduceMean": Rule(partial(lower_reduce, code="MEAN", same_grid=False), int16=True),
     "ReduceSum": Rule(partial(lower_reduce, code="SUM", same_grid=False)),
-    "ReduceMax": Rule(partial(lower_reduce, code="REDUCE_MAX", same_grid=True)),
-    "ReduceMin": Rule(partial(lower_reduce, code="REDUCE_MIN", same_grid=True)),
+    "ReduceMax": Rule(partial(lower_reduce, code="REDUCE_MAX", same_grid=True), int16=True),
+    "ReduceMin": Rule(partial(lower_reduce, code="REDUCE_MIN", same_grid=True), int16=True),
 }

@@ -56,4 +56,4 @@ def _check_rounding(site: Site, coordinates: str) -> None:
         raise site.refuse(f"it rounds coordinates as {rounding}, {coordinates}")
 
 
-RULES = {"Resize": Rule(lower_resize)}
+RULES = {"Resize": Rule(lower_resize, int16=True)}

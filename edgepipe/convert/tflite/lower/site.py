@@ -1,4 +1,4 @@
-"""Where a lowering stands: one node, with its inputs and outputs in the right domain (int8 or float)."""
+"""Where a lowering stands: one node, with its inputs and outputs in the right domain (integers or float)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from edgepipe.convert.tflite.builder import Builder, View, options
-from edgepipe.convert.tflite.graph import Array, Grid, Node, Value
+from edgepipe.convert.tflite.graph import Grid, Node, Value
 from edgepipe.convert.tflite.layout import Layout, plain
 from edgepipe.convert.tflite.program import Tensor
 from edgepipe.errors import UnsupportedOp
@@ -22,13 +22,19 @@ class Site:
     Attributes:
         node: The node.
         builder: Where its operators go.
-        integer: Whether it computes on int8; in float otherwise, with conversions around it.
+        integer: Whether it computes on integers; in float otherwise, with conversions around it.
     """
 
     def __init__(self, node: Node, builder: Builder, *, integer: bool) -> None:
         self.node = node
         self.builder = builder
         self.integer = integer
+
+    @property
+    def bits(self) -> int:
+        """Width of the integers that the node writes, where it computes on integers."""
+        grid = self.result().grid
+        return 8 if grid is None else grid.bits
 
     def has(self, index: int) -> bool:
         """Whether the optional input is given."""
@@ -89,8 +95,8 @@ class Site:
         self.builder.define(self.node.outputs[0], View(layout, source.grid), source)
 
     def scratch(self, suffix: str, shape: tuple[int, ...], grid: Grid | None = None) -> Tensor:
-        """A tensor between the operators of this node: int8 where a grid is given."""
-        dtype = "int8" if grid is not None else "float32"
+        """A tensor between the operators of this node: integers where a grid is given."""
+        dtype = grid.dtype if grid is not None else "float32"
         return self.builder.tensor(f"{self.node.outputs[0]}/{suffix}", shape, dtype, grid)
 
     def integers(self, suffix: str, numbers: Any) -> Tensor:
@@ -113,12 +119,11 @@ class Site:
         return self.builder.transpose(wide, layout.perm, f"{value.name}/arranged")
 
     def scalar(self, suffix: str, number: float, grid: Grid | None = None) -> Tensor:
-        """A constant scalar: on `grid` if given, on a grid that holds it exactly in int8, or in float."""
+        """A constant scalar: on `grid` if given, on one that holds it exactly, or in float."""
         if not self.integer:
             return self.builder.constant(f"{self.node.outputs[0]}/{suffix}", np.array(number, np.float32))
-        grid = grid or exact_grid(number)
-        steps = np.rint(number / grid.scale[0]) + grid.zero_point[0]
-        data = np.clip(steps, -128, 127).astype(np.int8)
+        grid = grid or exact_grid(number, self.bits)
+        data = grid.quantized(np.array(number))
         return self.builder.constant(f"{self.node.outputs[0]}/{suffix}", data, grid)
 
     def refuse(self, why: str, remedy: str = "") -> UnsupportedOp:
@@ -130,13 +135,15 @@ class Site:
     ) -> Tensor:
         if prod(value.shape) == 1:
             if self.integer and value.grid is not None and grid is None:
-                return self.builder.constant(value.name, np.asarray(value.data).reshape(()), value.grid)
+                return self.builder.constant(
+                    value.name, np.asarray(value.data).reshape(()), _stored(value.grid)
+                )
             return self.scalar("constant", float(value.real().reshape(())), grid)
         keep = layout == plain(len(layout.perm))
-        own = value.grid if self.integer else None
+        own = _stored(value.grid) if self.integer else None
         data = np.asarray(value.data) if own is not None else value.real().astype(np.float32)
         if own is not None and grid is not None and grid != own:
-            data = on_grid(value.real(), grid)
+            data = grid.quantized(value.real())
             own = grid
         return self.builder.constant(
             value.name, data if keep else layout.arrange(data.reshape(*lead, *value.shape)), own
@@ -152,6 +159,8 @@ class Rule(msgspec.Struct, frozen=True):
     Attributes:
         lowering: Writes the operators of a node.
         integer: Whether TFLite has it on int8; it is computed in float otherwise.
+        int16: Whether TFLite has it on int16 as well.
+        crosses: Whether what it reads and what it writes may differ in width.
         weights: Constant inputs that the lowering brings onto a grid of its own: biases.
         per_channel: Constant inputs that may have one step for each channel.
         scalars: Inputs that int8 needs to be constant scalars.
@@ -159,16 +168,28 @@ class Rule(msgspec.Struct, frozen=True):
 
     lowering: Lowering
     integer: bool = True
+    int16: bool = False
+    crosses: bool = False
     weights: tuple[int, ...] = ()
     per_channel: tuple[int, ...] = ()
     scalars: tuple[int, ...] = ()
 
 
 def computes_on_integers(node: Node, rule: Rule, values: dict[str, Value]) -> bool:
-    """Whether all that the node reads and writes is on per-tensor int8 grids, constants likewise."""
+    """Whether all that the node reads and writes is on per-tensor grids of one width, constants likewise."""
     if not rule.integer or any(values[name].grid is None for name in node.outputs):
         return False
-    return all(_fits(values[name], index, rule) for index, name in enumerate(node.inputs) if name)
+    if not all(_fits(values[name], index, rule) for index, name in enumerate(node.inputs) if name):
+        return False
+    flowing = [values[name] for name in (*node.inputs, *node.outputs) if name and values[name].data is None]
+    return rule.crosses or _has_kernel({value.grid for value in flowing}, rule)
+
+
+def _has_kernel(grids: set[Grid | None], rule: Rule) -> bool:
+    """Whether the op has a kernel for activations of these widths; those of 16 bits know no zero point."""
+    widths = {grid.bits for grid in grids if grid is not None}
+    centred = not any(grid.zero_point[0] for grid in grids if grid is not None)
+    return widths == {8} or (widths == {16} and centred and rule.int16)
 
 
 def _fits(value: Value, index: int, rule: Rule) -> bool:
@@ -190,16 +211,16 @@ def refusal(node: Node, why: str, remedy: str = "") -> UnsupportedOp:
     )
 
 
-def exact_grid(number: float) -> Grid:
-    """An int8 grid on which the number lies exactly, as 127 steps."""
-    step = float(np.float32(abs(number) / 127)) if number else 1.0
-    return Grid((step,), (0,))
+def _stored(grid: Grid | None) -> Grid | None:
+    """The grid of a constant as element-wise kernels read it: none of them unpacks int4."""
+    return grid if grid is None or grid.bits >= 8 else msgspec.structs.replace(grid, bits=8)
 
 
-def on_grid(real: Array, grid: Grid) -> Array:
-    """Rounds onto a per-tensor int8 grid, half to even, saturating."""
-    steps = np.rint(real / grid.scale[0]) + grid.zero_point[0]
-    return np.asarray(np.clip(steps, -128, 127).astype(np.int8))
+def exact_grid(number: float, bits: int = 8) -> Grid:
+    """A grid on which the number lies exactly, as the greatest step: 127 for 8 bits."""
+    last = (1 << bits - 1) - 1
+    step = float(np.float32(abs(number) / last)) if number else 1.0
+    return Grid((step,), (0,), bits=bits)
 
 
-__all__ = ["Lowering", "Rule", "Site", "computes_on_integers", "exact_grid", "on_grid", "options", "refusal"]
+__all__ = ["Lowering", "Rule", "Site", "computes_on_integers", "exact_grid", "options", "refusal"]

@@ -79,4 +79,4 @@ def _crop(site: Site, source: Tensor, result: Tensor, before: list[int]) -> None
     site.builder.operator("STRIDED_SLICE", [source, *bounds], [result], options("StridedSliceOptions"))
 
 
-RULES = {"ConvTranspose": Rule(lower_conv_transpose, weights=(2,), per_channel=(1,))}
+RULES = {"ConvTranspose": Rule(lower_conv_transpose, weights=(2,), per_channel=(1,), int16=True)}

@@ -1,4 +1,4 @@
-"""Weights and biases of convolutions and dense layers, as TFLite's int8 kernels want them."""
+"""Weights and biases of convolutions and dense layers, as TFLite's integer kernels want them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from edgepipe.convert.tflite.graph import Array, Grid, Value
 from edgepipe.convert.tflite.lower.site import Site
 
 _INT32_MAX = 2**31 - 1
+# The 16-bit kernels scale their accumulators as integers of 48 bits; products take the rest of them.
+_INT40_MAX = 2**39 - 1
+# Ops whose 8-bit kernels take int4 weights.
+INT4_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # The least float32 that is not subnormal: kernels flush smaller scales to zero.
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -18,7 +22,7 @@ class IntegerWeights(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         weight: int8, in the shape that it was given.
-        bias: int32 [channels], scale ``s_input * s_weight``.
+        bias: int32 [channels], scale ``s_input * s_weight``; int64 where activations have 16 bits.
         weight_grid: One symmetric step for each output channel.
         bias_grid: One step for each output channel.
     """
@@ -37,7 +41,7 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
 
     Args:
         site: The node, whose first input is quantized.
-        weight: Its weights, on a symmetric grid: int8.
+        weight: Its weights, on a symmetric grid: int8, also where the grid has 4 bits.
         axis: The axis of output channels.
         bias: Its bias, int32 or float [channels]; None where it has none.
 
@@ -57,21 +61,28 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
     real_bias: Array = np.zeros(channels)
     if bias is not None:
         real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
-    step_in = site.step().scale[0]
+    step_in, bits = site.step().scale[0], 32 if site.bits == 8 else 64
     scale = _usable(scale, flat, step_in)
-    scale, data = _room_for_bias(scale, data, axis, np.abs(real_bias) / (_INT32_MAX * step_in))
+    if bits == 32:
+        scale, data = _room_for_bias(scale, data, axis, np.abs(real_bias) / (_INT32_MAX * step_in))
     bias_scale = _float32(scale * step_in)
-    integers = np.clip(np.rint(real_bias / bias_scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
+    most = _INT32_MAX if bits == 32 else _INT40_MAX
+    integers = np.clip(np.rint(real_bias / bias_scale), -most, most).astype(f"int{bits}")
     if bias is not None and bias.grid is not None and bias.data is not None:
         same = np.isclose(np.resize(np.array(bias.grid.scale), channels), bias_scale, rtol=1e-6, atol=0)
-        integers = np.where(same, bias.data.reshape(channels), integers).astype(np.int32)
+        integers = np.where(same, bias.data.reshape(channels), integers).astype(f"int{bits}")
     zeros = (0,) * channels
     return IntegerWeights(
         data,
         integers,
-        Grid(tuple(map(float, scale)), zeros, axis),
-        Grid(tuple(map(float, bias_scale)), zeros, 0, 32),
+        Grid(tuple(map(float, scale)), zeros, axis, _stored_bits(site, grid)),
+        Grid(tuple(map(float, bias_scale)), zeros, 0, bits),
     )
+
+
+def _stored_bits(site: Site, grid: Grid) -> int:
+    """Bits that the weights take in the file: int4 where the kernel unpacks it, int8 otherwise."""
+    return 4 if grid.bits == 4 and site.bits == 8 and site.node.op in INT4_OPS else 8
 
 
 def _room_for_bias(scale: Array, data: Array, axis: int, least: Array) -> tuple[Array, Array]:
