@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
+from edgepipe.graph import foreign
 from edgepipe.graph.edit import quantizes_activations
 from edgepipe.model import Model, onnx_model
 from edgepipe.runtime import open_session
@@ -39,6 +40,8 @@ def freeze(proto: onnx.ModelProto, name: str, input_shape: tuple[int, ...] | Non
     check_valid(proto, where)
     _refuse_nan(proto, where)
     proto = upgrade(proto, where)
+    if quantizes_activations(proto.graph):
+        proto = foreign.settle(proto)
     resize_input(proto, input_shape, where)
     _require_known_sizes(proto, where)
     infer_outputs(proto)
