@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from edgepipe.bundle import Bundle, read_bundle
     from edgepipe.errors import EdgepipeError
     from edgepipe.job import DataSpec, Effort, Job, Place, SourceSpec
+    from edgepipe.quantize.explanation import Explanation
     from edgepipe.store import Run, list_runs, load_run
-    from edgepipe.workflow import bench, compress, convert, deploy, evaluate_subject, probe, push
+    from edgepipe.workflow import bench, compress, convert, deploy, evaluate_subject, explain, probe, push
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "DataSpec",
     "EdgepipeError",
     "Effort",
+    "Explanation",
     "Job",
     "Place",
     "Run",
@@ -46,6 +48,7 @@ __all__ = [
     "convert",
     "deploy",
     "evaluate_subject",
+    "explain",
     "list_runs",
     "load_run",
     "probe",
@@ -62,6 +65,7 @@ _PLACES = {
     "Job": "job",
     "Place": "job",
     "SourceSpec": "job",
+    "Explanation": "quantize.explanation",
     "Run": "store",
     "list_runs": "store",
     "load_run": "store",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from edgepipe.quantize.diagnosis import Diagnosis
 from edgepipe.quantize.explanation import Gain, LayerExplanation
 from edgepipe.quantize.pairing import Junction, Pairing, pair
 from edgepipe.quantize.splice import Form, Span, splice
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 _DIGITS = 2
 
@@ -47,9 +50,12 @@ class Bench:
         return {each.name: instead if each.name in but else form for each in self.pairing.junctions}
 
     def noise_of(self, forms: Mapping[str, Form]) -> float:
-        """Error power of the outputs over their signal power, mean over the outputs; infinite if not finite."""
+        """Error power over signal power, mean over the outputs; infinite where it is not finite."""
+        return self._noise(self._outputs(forms))
+
+    def _noise(self, outputs: Sequence[NDArray[np.float32]]) -> float:
         ratios = []
-        for expected, given in zip(self._expected, self._outputs(forms), strict=True):
+        for expected, given in zip(self._expected, outputs, strict=True):
             signal = float(np.sum(np.square(expected, dtype=np.float64)))
             error = float(np.sum(np.square(given.astype(np.float64) - expected)))
             ratios.append(error / signal if signal else 0.0)
@@ -58,14 +64,23 @@ class Bench:
 
     def gain_db(self, forms: Mapping[str, Form]) -> float:
         """What the SQNR of the quantized model gains in these forms; infinite gains are cut at 100 dB."""
-        noise = self.noise_of(forms)
+        return self._gain_db(self.noise_of(forms))
+
+    def _gain_db(self, noise: float) -> float:
         if not self.noise:
             return 0.0
         return round(min(100.0, 10 * math.log10(self.noise / noise)) if noise else 100.0, _DIGITS)
 
+    def gain_of_model_db(self, model: Model) -> float:
+        """What the SQNR of another quantized model gains over this one's."""
+        session = open_spliced(model.payload, threads=os.cpu_count() or 1)
+        return self._gain_db(self._noise(self._run(session)))
+
     def _outputs(self, forms: Mapping[str, Form]) -> list[NDArray[np.float32]]:
         payload = splice(self.pairing, forms, spans=self._spans)
-        session = open_spliced(payload, threads=os.cpu_count() or 1)
+        return self._run(open_spliced(payload, threads=os.cpu_count() or 1))
+
+    def _run(self, session: onnxruntime.InferenceSession) -> list[NDArray[np.float32]]:
         runs = [session.run(None, {self._input: batch}) for batch in self._batches]
         return [np.concatenate(column) for column in zip(*runs, strict=True)]
 

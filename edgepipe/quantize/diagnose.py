@@ -162,7 +162,7 @@ class _Totals:
         return Diagnosis(
             samples=self.samples,
             output_sqnr_db=self.outputs.sqnr_db,
-            layers=tuple(layer.result() for layer in self.layers),
+            layers=tuple(layer.result(position) for position, layer in enumerate(self.layers)),
         )
 
 
@@ -192,13 +192,14 @@ class _LayerTotals:
             if low < first or high > last:
                 self.clipped += int(np.count_nonzero((expected < first) | (expected > last)))
 
-    def result(self) -> LayerDiagnosis:
+    def result(self, position: int) -> LayerDiagnosis:
         junction = self.junction
         signal, own = np.atleast_1d(self.signal), np.atleast_1d(self.own)
         return LayerDiagnosis(
             name=junction.layer,
             op=junction.op,
             tensor=junction.name,
+            position=position,
             weight=None if junction.weight is None else weight_diagnosis(junction.weight),
             activation=self._activation(),
             sqnr_db=decibels(float(signal.sum()), self.noise),

@@ -59,6 +59,7 @@ class LayerDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
         name: As overrides of a recipe name it.
         op: Its ONNX type; "Input" for the model's input.
         tensor: What it puts out, by its name in the float model.
+        position: Its place in the order of computation, from 0.
         weight: None where the layer has no quantized weight.
         activation: None where its output stays in float.
         sqnr_db: SQNR of its output in the quantized model, against the float model: all error up to here.
@@ -69,6 +70,7 @@ class LayerDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     op: str
     tensor: str
+    position: int
     weight: WeightDiagnosis | None
     activation: ActivationDiagnosis | None
     sqnr_db: float | None

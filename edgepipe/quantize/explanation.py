@@ -39,14 +39,14 @@ class LayerExplanation(msgspec.Struct, frozen=True, kw_only=True):
         share: Its share of the errors that all layers make alone; they add up nearly as they are
             independent.
         gain: What other forms would gain; None for layers that were not looked at so closely.
-        before: SQNR of its output at each recovery step, in the order of the steps.
+        steps: SQNR of its output after each recovery step, in the order of the explanation's steps.
     """
 
     layer: LayerDiagnosis
     alone_sqnr_db: float | None
     share: float
     gain: Gain | None = None
-    before: tuple[float | None, ...] = ()
+    steps: tuple[float | None, ...] = ()
 
 
 class RecoveryStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,3 +112,12 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[RecoveryStep, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     summary: tuple[str, ...] = ()
+
+
+def is_of_weight(each: LayerExplanation) -> bool:
+    """Whether a layer's error is that of its weight rather than that of its output's grid."""
+    if each.layer.weight is None:
+        return False
+    if each.gain is None or each.gain.weight_sqnr_db is None:
+        return each.layer.activation is None
+    return each.gain.grid_sqnr_db is None or each.gain.weight_sqnr_db < each.gain.grid_sqnr_db

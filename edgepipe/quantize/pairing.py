@@ -188,7 +188,7 @@ def _junctions(graph: onnx.GraphProto, links: Links, plain: Links) -> list[Junct
                 name=name,
                 source=source,
                 rounded=rounded,
-                layer=source if origin is None else str(origin.name or origin.output[0]),
+                layer=source if origin is None else _layer_name(origin, plain, name),
                 op="Input" if origin is None else origin.op_type,
                 grid=grid,
                 weight=weight,
@@ -296,12 +296,25 @@ def _weight(node: onnx.NodeProto, links: Links, plain: Links, name: str) -> Cons
     )
 
 
+def _float_origin(plain: Links, name: str) -> onnx.NodeProto | None:
+    """The op of the float graph that computes a junction, behind activation functions."""
+    node: onnx.NodeProto | None = plain.producer.get(name)
+    while node is not None and node.op_type in CLIPPING and node.input[0] in plain.producer:
+        node = plain.producer[node.input[0]]
+    return node
+
+
+def _layer_name(origin: onnx.NodeProto, plain: Links, name: str) -> str:
+    """What overrides call a layer: its name in the float graph, or that of its first output there."""
+    node = _float_origin(plain, name)
+    known = node if node is not None and node.op_type == origin.op_type else origin
+    return str(known.name or known.output[0])
+
+
 def _float_weight(
     plain: Links, name: str, op_type: str, shape: tuple[int, ...]
 ) -> NDArray[np.float32] | None:
-    node = plain.producer.get(name)
-    while node is not None and node.op_type in CLIPPING:
-        node = plain.producer.get(node.input[0])
+    node = _float_origin(plain, name)
     if node is None or node.op_type != op_type:
         return None
     array = plain.array(node.input[1])
@@ -311,3 +324,18 @@ def _float_weight(
 def rounds_nothing(junction: Junction, grids: Mapping[str, Grid | None], inputs: list[str]) -> bool:
     """Whether a layer only moves elements that are on its grid already."""
     return junction.op in MOVING and all(grids.get(name) == junction.grid for name in inputs)
+
+
+def same_decisions(first: Pairing, second: Pairing) -> bool:
+    """Whether two quantized graphs have the same grids and integer weights, whatever form they are in."""
+    ours, theirs = ({each.name: each for each in pairing.junctions} for pairing in (first, second))
+    return ours.keys() == theirs.keys() and all(
+        each.grid == theirs[name].grid and _same_weight(each.weight, theirs[name].weight)
+        for name, each in ours.items()
+    )
+
+
+def _same_weight(first: Constant | None, second: Constant | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first.integers, second.integers) and np.array_equal(first.scales, second.scales)

@@ -11,12 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgepipe.bundle import Step
 from edgepipe.files import write_whole
-from edgepipe.report import charts, text
+from edgepipe.quantize.explanation import Explanation
+from edgepipe.report import charts, explanation, text
+from edgepipe.report.profile import profile
 from edgepipe.report.view import RunView, notes_of, view_of
 from edgepipe.store import Run
 from edgepipe.units import format_bytes, format_ns, format_share
 
 TEMPLATE = "report.html"
+EXPLANATION = "explanation.html"
 
 
 def write_report(runs: Sequence[Run], output: Path) -> None:
@@ -39,6 +42,25 @@ def render_report(runs: Sequence[Run]) -> str:
     return _environment().get_template(TEMPLATE).render(sections=sections)
 
 
+def write_explanation(found: Explanation, output: Path) -> None:
+    """Writes an explanation as one self-contained HTML file, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_whole(
+        output,
+        render_explanation(found).encode(),
+        what="the report cannot be written",
+        remedy="free some space, or name another file with -o",
+    )
+
+
+def render_explanation(found: Explanation) -> str:
+    """The page; the same bytes for the same explanation."""
+    return _environment().get_template(EXPLANATION).render(e=found, drawn=profile(found))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -54,6 +76,8 @@ def _environment() -> Environment:
         "format_ns": format_ns,
         "format_share": format_share,
         "chart": charts,
+        "shown": explanation,
+        "shorten": explanation.short,
     }
     return environment
 

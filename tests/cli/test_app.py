@@ -11,7 +11,19 @@ import edgepipe
 from edgepipe.cli.app import app, main
 
 COMMANDS = {
-    *("bench", "compress", "convert", "demo", "deploy", "evaluate", "init", "probe", "push", "report"),
+    *(
+        "bench",
+        "compress",
+        "convert",
+        "demo",
+        "deploy",
+        "evaluate",
+        "explain",
+        "init",
+        "probe",
+        "push",
+        "report",
+    ),
     *("passes list", "passes show", "recipes list", "recipes show", "targets list", "targets show"),
     *("runs compare", "runs list", "runs show"),
 }

@@ -1,0 +1,108 @@
+"""Which layers of a bundle lose its accuracy, why, and what would help."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from edgepipe.bundle import read_bundle
+from edgepipe.events import Emit, Warned, silent, stage
+from edgepipe.job import DataSpec
+from edgepipe.quantize.attribution import Bench, attribute, sqnr_db
+from edgepipe.quantize.diagnose import diagnose
+from edgepipe.quantize.explanation import Explanation, RecoveryStep
+from edgepipe.quantize.pairing import pair, same_decisions
+from edgepipe.quantize.summary import summarize
+from edgepipe.workflow.remedies import find_remedies
+from edgepipe.workflow.subject import Scope, Subject, load_subject
+
+SAMPLES = 16
+CLOSELY = 10
+
+
+def explain(
+    bundle: Path | str,
+    *,
+    data: DataSpec | Path | str | None = None,
+    against: str | None = None,
+    samples: int = SAMPLES,
+    closely: int = CLOSELY,
+    cache: Path | None = None,
+    emit: Emit = silent,
+) -> Explanation:
+    """Explains a bundle layer by layer: what each costs at the outputs, why, and what would help.
+
+    Args:
+        bundle: Its folder.
+        data: Samples; by default the bundle's few golden samples. Those that it was calibrated on serve
+            to run its recipe again, the others to measure on.
+        against: The float model, where the bundle holds none.
+        samples: How many samples to measure on.
+        closely: How many of the costliest layers to try in other forms.
+        cache: Where results of passes are kept; None keeps nothing.
+        emit: Where progress goes.
+
+    Raises:
+        BundleError: The folder is no bundle, was altered, or holds no quantized ONNX artifact.
+        UsageError: The bundle holds no float model, and none is named.
+        ModelError: The models do not fit each other.
+        DataError: The data does not fit.
+    """
+    spec = DataSpec(path=Path(data)) if isinstance(data, str | Path) else data
+    found = read_bundle(Path(bundle))
+    with tempfile.TemporaryDirectory(prefix="edgepipe-") as work:
+        scope = Scope(samples=samples, closely=closely, work=Path(work), cache=cache)
+        subject = load_subject(found, spec, against, scope, emit)
+        return _explain(subject, closely, emit)
+
+
+def _explain(subject: Subject, closely: int, emit: Emit) -> Explanation:
+    subject, steps, history = _repeat(subject, emit)
+    diagnosis = diagnose(subject.reference, subject.quantized, subject.x, emit)
+    bench = Bench(subject.reference, subject.quantized, subject.x, diagnosis)
+    layers = tuple(
+        msgspec.structs.replace(each, steps=tuple(sqnrs.get(each.layer.tensor) for sqnrs in history))
+        for each in attribute(bench, diagnosis, closely=closely, emit=emit)
+    )
+    manifest, data = subject.bundle.manifest, subject.data
+    explanation = Explanation(
+        model_name=manifest.model_name,
+        target=manifest.target,
+        recipe=manifest.recipe,
+        bundle_digest=subject.bundle.digest,
+        data_source="golden samples" if data is None else data.source,
+        golden=data is None,
+        samples=len(subject.x),
+        output_sqnr_db=sqnr_db(bench.noise),
+        layers=layers,
+        steps=steps,
+        remedies=find_remedies(bench, layers, subject.rerun, emit),
+    )
+    return msgspec.structs.replace(explanation, summary=summarize(explanation))
+
+
+def _repeat(
+    subject: Subject, emit: Emit
+) -> tuple[Subject, tuple[RecoveryStep, ...], list[dict[str, float | None]]]:
+    """Runs the recipe step by step: SQNR of the outputs and of every layer after each.
+
+    The subject that is returned holds the float model that the bundle's own was quantized from.
+    """
+    if subject.rerun is None:
+        return subject, (), []
+    steps: list[RecoveryStep] = []
+    history: list[dict[str, float | None]] = []
+    stages = list(subject.rerun.stages())
+    with stage(emit, "run the recipe step by step", total=len(stages)) as running:
+        for done, (name, floats, quantizer) in enumerate(stages, start=1):
+            before, after = subject.rerun.run(floats, quantizer)
+            found = diagnose(before, after, subject.x)
+            steps.append(RecoveryStep(name=name, output_sqnr_db=found.output_sqnr_db))
+            history.append({layer.tensor: layer.sqnr_db for layer in found.layers})
+            running.advance(done)
+        running.detail = ", ".join(step.name for step in steps)
+    if not same_decisions(pair(before, subject.quantized), pair(before, after)):
+        emit(Warned("the recipe gives another model now than the bundle's: it was made by another edgepipe"))
+    return msgspec.structs.replace(subject, reference=before, quantized=after), tuple(steps), history

@@ -1,0 +1,104 @@
+"""Lines to paste into a recipe, with what they gain, measured."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Sequence
+
+from edgepipe.errors import EdgepipeError
+from edgepipe.events import Emit, stage
+from edgepipe.quantize.attribution import Bench, costliest
+from edgepipe.quantize.explanation import LayerExplanation, Remedy, is_of_weight
+from edgepipe.quantize.pairing import Links
+from edgepipe.quantize.scheme import Override
+from edgepipe.workflow.recovery import Rerun
+
+MOST_LAYERS = 3
+"""Layers that a remedy is about: more would be another scheme for the model."""
+SHARE = 0.5
+"""Share of the error that it aims at."""
+
+
+def find_remedies(
+    bench: Bench, layers: Sequence[LayerExplanation], rerun: Rerun | None, emit: Emit
+) -> tuple[Remedy, ...]:
+    """What helps the costliest layers, the most first; what gains nothing is left out.
+
+    Where the recipe can be run again, it is, with these lines; else the layers are computed in float, or
+    on 16 bits, while the others stay as they are.
+
+    Args:
+        bench: Both models and the samples.
+        layers: The costliest first.
+        rerun: The recipe; None where it cannot be run again.
+        emit: Where progress goes.
+    """
+    worst = [each for each in costliest(layers, SHARE)[:MOST_LAYERS] if each.share > 0]
+    if not worst:
+        return ()
+    found = []
+    overrides = _overrides(bench, worst)
+    with stage(emit, "try what would help", total=len(overrides)) as running:
+        for done, override in enumerate(overrides, start=1):
+            remedy = _measure(bench, worst, override, rerun)
+            if remedy is not None and remedy.gain_db > 0:
+                found.append(remedy)
+            running.advance(done)
+    return tuple(sorted(found, key=lambda remedy: -remedy.gain_db))
+
+
+def _overrides(bench: Bench, worst: Sequence[LayerExplanation]) -> list[Override]:
+    """In float, and at 16 bits where some layer's error is that of its grid.
+
+    The grid of a tensor is as fine as the layers on both sides of it: its readers are named too.
+    """
+    named: dict[str, None] = {}
+    for each in worst:
+        if each.layer.op != "Input":
+            named[each.layer.name] = None
+        if not is_of_weight(each):
+            named |= dict.fromkeys(_readers(bench, each.layer.tensor))
+    patterns = tuple(map(glob.escape, named))
+    if not patterns:
+        return []
+    overrides = [Override(layers=patterns, keep_float=True)]
+    if not all(is_of_weight(each) for each in worst):
+        overrides.append(Override(layers=patterns, activation_bits=16))
+    return overrides
+
+
+def _readers(bench: Bench, tensor: str) -> list[str]:
+    links = Links(bench.pairing.reference.graph)
+    return [str(node.name or node.output[0]) for node in links.takers.get(tensor, [])]
+
+
+def _measure(
+    bench: Bench, worst: Sequence[LayerExplanation], override: Override, rerun: Rerun | None
+) -> Remedy | None:
+    tensors = {each.layer.tensor for each in worst}
+    if rerun is None:
+        gain_db = bench.gain_db(
+            bench.forms("rounded", tensors, instead="float" if override.keep_float else "wide")
+        )
+    else:
+        try:
+            _, model = rerun.with_override(override)
+            gain_db = bench.gain_of_model_db(model)
+        except EdgepipeError:  # a scheme that this pass or target does not take is no remedy
+            return None
+    return Remedy(
+        kind="float" if override.keep_float else "16 bits",
+        layers=override.layers,
+        toml=_toml(override),
+        gain_db=gain_db if math.isfinite(gain_db) else 0.0,
+        measured="simulated" if rerun is None else "requantized",
+    )
+
+
+def _toml(override: Override) -> str:
+    setting = "keep_float = true" if override.keep_float else f"activation_bits = {override.activation_bits}"
+    names = [json.dumps(name, ensure_ascii=False) for name in override.layers]
+    listed = ", ".join(names) if len(names) == 1 else "\n    " + ",\n    ".join(names) + ",\n"
+    return f"[[passes.overrides]]\nlayers = [{listed}]\n{setting}"
