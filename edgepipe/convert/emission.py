@@ -13,7 +13,11 @@ PortType = Literal["float32", "integer"]
 
 
 class Emission(msgspec.Struct, frozen=True, kw_only=True):
-    """An artifact that is not yet in a bundle; fields as in `edgepipe.bundle.Artifact`."""
+    """An artifact that is not yet in a bundle; fields as in `edgepipe.bundle.Artifact`.
+
+    Attributes:
+        notes: What of a quantized model the format could not keep, a sentence each.
+    """
 
     format: ArtifactFormat
     precision: Precision
@@ -22,6 +26,7 @@ class Emission(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[Port, ...]
     op_counts: dict[str, int]
     needs: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -31,7 +31,7 @@ from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
 from edgepipe.model import Model, digest_bytes
 from edgepipe.passes import Context
-from edgepipe.quantize.diagnose import diagnose
+from edgepipe.quantize.diagnose import MOST, diagnose, evenly
 from edgepipe.quantize.diagnosis import Diagnosis, encode
 from edgepipe.recipe import load_recipe
 from edgepipe.workflow.prepare import Prepared, check_ops, prepare
@@ -96,6 +96,9 @@ def make(prepared: Prepared, folder: Path, *, emit: Emit = silent, cache: Path |
     with stage(emit, "write artifacts") as writing:
         emissions = list(_emit(prepared, reference, model))
         writing.detail = ", ".join(emission.name for emission in emissions)
+    if is_quantized(source):  # of what edgepipe quantized itself, its passes have told
+        for note in (note for emission in emissions for note in emission.notes):
+            emit(Warned(note))
     with stage(emit, "record golden samples", len(emissions)) as sealing:
         samples = prepared.golden_samples.x[: golden.SAMPLES]
         files: dict[str, bytes] = {}
@@ -122,10 +125,12 @@ def _diagnose(models: list[Model], prepared: Prepared, emit: Emit) -> Diagnosis 
     for each in models:
         if each.format == "onnx" and not is_quantized(each):
             before = each
-    if before is None or prepared.calibration is None or not is_quantized(model):
+    # Samples that ranges were not taken from: on those that they were, nothing is clipped.
+    data = prepared.evaluation or prepared.calibration
+    if before is None or data is None or not is_quantized(model):
         return None
     try:
-        return diagnose(before, model, prepared.calibration.x, emit)
+        return diagnose(before, model, data.x[evenly(len(data), MOST)], emit)
     except EdgepipeError as error:
         emit(Warned(f"the layers were not diagnosed: {error.what}", error.remedy))
         return None

@@ -8,7 +8,7 @@ from edgepipe import sources
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.emission import Emission, PortType
 from edgepipe.errors import UsageError
-from edgepipe.events import Emit, silent, stage
+from edgepipe.events import Emit, Warned, silent, stage
 from edgepipe.files import write_whole
 from edgepipe.job import SourceSpec
 from edgepipe.runtime import open_session
@@ -58,4 +58,6 @@ def convert(
             emission = ort.emit(source.model, activation="int8", ports=ports or "float32")
         open_session(emission.payload, emission.format)  # what its own runtime refuses is no result
         write_whole(output, emission.payload)
+    for note in emission.notes:
+        emit(Warned(note))
     return emission

@@ -13,6 +13,7 @@ from edgepipe.convert.emission import Emission, PortType
 from edgepipe.convert.tflite.fuse import fuse
 from edgepipe.convert.tflite.lower import lower
 from edgepipe.convert.tflite.read import read
+from edgepipe.convert.tflite.settle import settle
 from edgepipe.convert.tflite.versions import least_runtimes
 from edgepipe.convert.tflite.write import write
 from edgepipe.model import Model
@@ -30,7 +31,7 @@ def check(model: Model) -> None:
         UnsupportedOp: It cannot; the error names the first node at fault, and why.
         ModelError: An input has an unknown size, or a scale is not a positive number.
     """
-    lower(fuse(read(model)), float16=False, ports="integer")
+    lower(settle(fuse(read(model))).graph, float16=False, ports="integer")
 
 
 def emit(model: Model, *, float16: bool = False, ports: PortType = "integer") -> Emission:
@@ -46,9 +47,9 @@ def emit(model: Model, *, float16: bool = False, ports: PortType = "integer") ->
         UnsupportedOp: TFLite cannot express a node.
         ModelError: An input has an unknown size, or a scale is not a positive number.
     """
-    graph = fuse(read(model))
-    quantized = graph.quantized()
-    program, inputs, outputs = lower(graph, float16=float16 and not quantized, ports=ports)
+    settled = settle(fuse(read(model)))
+    quantized = settled.graph.quantized()
+    program, inputs, outputs = lower(settled.graph, float16=float16 and not quantized, ports=ports)
     needs = least_runtimes(program)
     payload = write(program, description=model.name, min_runtime_version=f"{needs['tflite-runtime']}.0")
     precision: Precision = "int8" if quantized else "float16" if float16 else "float32"
@@ -61,4 +62,5 @@ def emit(model: Model, *, float16: bool = False, ports: PortType = "integer") ->
         outputs=outputs,
         op_counts=dict(sorted(counts.items())),
         needs=needs,
+        notes=settled.notes,
     )

@@ -162,6 +162,8 @@ class _Reader:
             raise _refusal(proto, f"its type is {dtype}, and TFLite has integers of 4, 8 and 16 bits")
         zeros = np.zeros(steps.shape, np.int64) if zero is None else np.atleast_1d(np.asarray(zero.data))
         points = tuple(int(point) - _SHIFTS.get(dtype, 0) for point in zeros)
+        if _BITS[dtype] == 16 and value.data is None and any(points):
+            raise _refusal(proto, "it has 16 bits and a zero point", "quantize to 16 bits symmetrically")
         axis = settings.get("axis", 1) % max(len(value.shape), 1) if steps.size > 1 else None
         # Channels of zeros may have any scale, even NaN, which would not equal itself.
         scales = tuple(map(float, np.where(usable, steps, 0)))
@@ -346,10 +348,11 @@ def _given(proto: onnx.NodeProto, inputs: list[Value | None]) -> Value:
     return inputs[0]
 
 
-def _refusal(proto: onnx.NodeProto, why: str) -> UnsupportedOp:
+def _refusal(proto: onnx.NodeProto, why: str, remedy: str = "") -> UnsupportedOp:
     return UnsupportedOp(
         f"TFLite cannot express this {proto.op_type}: {why}",
         where=f"node {proto.name or proto.output[0]}",
         got=proto.op_type,
-        remedy="change this part of the model, or take a target whose runtimes are ONNX Runtime alone",
+        remedy=remedy
+        or "change this part of the model, or take a target whose runtimes are ONNX Runtime alone",
     )

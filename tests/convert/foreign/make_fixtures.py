@@ -63,7 +63,7 @@ def make_torch_net():
         for parameter in net.parameters():
             if parameter.ndim == 4:
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-                parameter *= torch.linspace(0.5, 2.0, len(parameter)).reshape(-1, 1, 1, 1)
+                parameter.mul_(torch.linspace(0.5, 2.0, len(parameter)).reshape(-1, 1, 1, 1))
     return net
 
 
@@ -85,7 +85,6 @@ def write(proto, name):
         item.ClearField("doc_string")
         item.ClearField("metadata_props")
     (HERE / name).write_bytes(proto.SerializeToString(deterministic=True))
-    print(name, (HERE / name).stat().st_size)
 
 
 class Reader:
@@ -119,6 +118,9 @@ def onnxruntime():
         "float_bias": {"per_channel": True, "extra_options": {"QuantizeBias": False}},
         "contrib": {"per_channel": True, "extra_options": {"UseQDQContribOps": True}},
         "int16_activations": {"per_channel": True, "activation_type": int16},
+        "int16_symmetric": {
+            "per_channel": True, "activation_type": int16, "extra_options": {"ActivationSymmetric": True},
+        },
         "uint16_activations": {"activation_type": uint16, "weight_type": uint8},
         "conv_alone": {"per_channel": True, "op_types_to_quantize": ["Conv"]},
         "operators": {"quant_format": QuantFormat.QOperator, "activation_type": uint8},
@@ -206,5 +208,5 @@ def _quantize_pt2e(quantizer, name):
 
 
 if __name__ == "__main__":
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  the tools draw from the global generator
     globals()[sys.argv[1]]()
