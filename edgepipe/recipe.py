@@ -35,6 +35,7 @@ from edgepipe.passes import Pass
 
 PASSES = {
     "graph.simplify": "edgepipe.graph.simplify:Simplify",
+    "quantize.mixed": "edgepipe.quantize.mixed:QuantizeMixed",
     "quantize.static": "edgepipe.quantize.static:QuantizeStatic",
 }
 """Where each of edgepipe's own passes lives, by the name that recipes use."""

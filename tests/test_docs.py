@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+import types
 import typing
 from pathlib import Path
 
@@ -28,18 +29,26 @@ def test_shipped_recipes_are_documented():
 
 
 def _values(kind: object) -> str:
+    if typing.get_origin(kind) in {typing.Union, types.UnionType}:
+        [kind] = [one for one in typing.get_args(kind) if one is not types.NoneType]
+    if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is typing.Literal:
+        return f"several of {', '.join(map(str, typing.get_args(typing.get_args(kind)[0])))}"
     if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f'`"{value}"`' for value in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Annotated:
         [bounds] = kind.__metadata__
-        return f"{bounds.ge} to {bounds.le}"
+        if bounds.le is None:
+            return f"{bounds.ge} or more"
+        return f"{bounds.ge} to {bounds.le}" if bounds.gt is None else f"above {bounds.gt}, to {bounds.le}"
     return {bool: "`true`, `false`", tuple[Override, ...]: "tables, see below"}[kind]
 
 
 def test_settings_of_passes_are_documented():
     rows = []
     for name in sorted(PASSES):
-        fields = msgspec.structs.fields(load_pass(name))
+        kind = load_pass(name)
+        inherited = set(kind.__base__.__struct_fields__)  # they are documented with that pass
+        fields = [field for field in msgspec.structs.fields(kind) if field.name not in inherited]
         if not fields:
             rows.append(f"| `{name}` | none | | |")
         for field in fields:

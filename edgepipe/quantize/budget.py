@@ -82,9 +82,7 @@ def _scale(total: float) -> float:
     return _OBJECTIVE / total if total > 0 else 1.0
 
 
-def _solve(
-    costs: list[NDArray[np.float64]], budgets: Sequence[Budget], *, scale: float
-) -> tuple[int, ...]:
+def _solve(costs: list[NDArray[np.float64]], budgets: Sequence[Budget], *, scale: float) -> tuple[int, ...]:
     """The best assignment; an infinite cost rules an option out."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
