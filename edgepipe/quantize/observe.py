@@ -18,7 +18,7 @@ from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
 from edgepipe.events import Emit, stage
 from edgepipe.model import Model
 from edgepipe.quantize.histogram import Histogram
-from edgepipe.quantize.probes import COUNTED, Probe, instrument
+from edgepipe.quantize.probes import COUNTED, Instrumented, Part, instrument
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -27,6 +27,8 @@ _CACHE_BYTES = 16 << 20
 """What the observed tensors of one batch may take: they are read again while the cache still holds them."""
 _MOST_SAMPLES = 64
 """Samples of a batch at most."""
+_COUNTED_TOGETHER = 32
+"""Samples whose values are counted at once: many small arrays cost more than a large one."""
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -62,48 +64,146 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     channel_axes: Mapping[str, int]
 
 
-class _Statistics(msgspec.Struct, frozen=True):
-    """Of one tensor and batch: float32 [samples], [samples], and [samples, channels] where wanted."""
-
-    lows: NDArray[np.float32]
-    highs: NDArray[np.float32]
-    means: NDArray[np.float32] | None
-
-
 class _Observer:
-    """Accumulates what one tensor shows."""
+    """Accumulates what one tensor shows that comes out of the session whole."""
 
-    def __init__(self, *, counts: bool, channel_axis: int | None) -> None:
+    def __init__(self, *, channel_axis: int | None) -> None:
         self.low, self.high = np.inf, -np.inf
-        self.histogram = Histogram() if counts else None
         self.channel_axis = channel_axis
-        self.total: NDArray[np.float64] | None = None
-        self.rows = 0
+        self.channel_total: Any = 0.0
         self.low_total = self.high_total = 0.0
+        self.rows = 0
 
-    def add(self, batch: _Statistics, values: NDArray[np.float32] | None) -> None:
-        low, high = batch.lows.min(), batch.highs.max()
-        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)  # these keep NaN
-        self.low_total += float(batch.lows.sum(dtype=np.float64))
-        self.high_total += float(batch.highs.sum(dtype=np.float64))
-        self.rows += len(batch.lows)
-        if batch.means is not None:
-            total = batch.means.sum(0, dtype=np.float64)
-            self.total = total if self.total is None else self.total + total
-        if self.histogram is not None and values is not None and np.isfinite([low, high]).all():
-            self.histogram.add(values, (float(low), float(high)))
+    def add(self, values: NDArray[np.float32], samples: int) -> None:
+        rows = _rows(values, samples)
+        lows, highs = rows.min(1), rows.max(1)
+        self.low, self.high = np.minimum(self.low, lows.min()), np.maximum(self.high, highs.max())
+        self.low_total += lows.sum(dtype=np.float64)
+        self.high_total += highs.sum(dtype=np.float64)
+        self.rows += len(rows)
+        if self.channel_axis is not None:
+            means = _channel_means(values, self.channel_axis)
+            self.channel_total = self.channel_total + means.sum(0, dtype=np.float64) * len(rows) / len(means)
 
-    def result(self) -> Observation:
-        sound = np.isfinite([self.low, self.high]).all() and (
-            self.total is None or np.isfinite(self.total).all()
-        )
-        return Observation(
-            low=float(self.low) if sound else np.nan,
-            high=float(self.high),
-            histogram=self.histogram,
-            mean=None if self.total is None or self.channel_axis is None else self.total / self.rows,
-            typical=(self.low_total / self.rows, self.high_total / self.rows),
-        )
+    def result(self, histogram: Histogram | None) -> Observation:
+        typical = float(self.low_total) / self.rows, float(self.high_total) / self.rows
+        mean = None if self.channel_axis is None else self.channel_total / self.rows
+        return Observation(float(self.low), float(self.high), histogram, mean, typical)
+
+
+class _Pooled:
+    """Accumulates one figure of the tensors that the session reduces, all of them in a few arrays."""
+
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.greatest = {part.output: np.full(len(part.tensors), -np.inf) for part in parts}
+        self.totals = {part.output: np.zeros(len(part.tensors)) for part in parts}
+
+    def add(self, arrays: Mapping[str, NDArray[np.float32]], samples: int) -> None:
+        for part in self.parts:
+            channels = arrays[part.output].reshape(samples, -1)
+            highs = np.maximum.reduceat(channels, part.starts, axis=1)
+            np.maximum(self.greatest[part.output], highs.max(0), out=self.greatest[part.output])
+            self.totals[part.output] += highs.sum(0, dtype=np.float64)
+
+    def extremes(self) -> dict[str, float]:
+        """Greatest value of each tensor so far."""
+        return _by_tensor(self.parts, self.greatest)
+
+    def sums(self) -> dict[str, float]:
+        """Sum over the samples of each one's greatest value."""
+        return _by_tensor(self.parts, self.totals)
+
+
+def _by_tensor(parts: tuple[Part, ...], arrays: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    return {
+        name: value
+        for part in parts
+        for name, value in zip(part.tensors, arrays[part.output].tolist(), strict=True)
+    }
+
+
+class _Counts:
+    """Histograms of all tensors, filled with the values of several batches at once."""
+
+    def __init__(self, tensors: Sequence[str]) -> None:
+        self.histograms = {name: Histogram() for name in tensors}
+        self._waiting: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
+        self._samples = 0
+
+    def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> bool:
+        """Keeps values; True when there are enough to `flush`."""
+        for name, each in values.items():
+            self._waiting[name].append(each.ravel())
+        self._samples += samples
+        return self._samples >= _COUNTED_TOGETHER
+
+    def flush(self, extremes: Mapping[str, tuple[float, float]]) -> None:
+        """Counts the values kept; `extremes` are those of everything seen so far, by tensor."""
+        self._samples = 0
+        for name, waiting in self._waiting.items():
+            if waiting and np.isfinite(extremes[name]).all():
+                values = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+                self.histograms[name].add(values, extremes[name])
+            waiting.clear()
+
+
+class _Observers:
+    """Accumulates what all tensors show, in a memory that does not grow with the samples."""
+
+    def __init__(self, graph: Instrumented, watch: Watch) -> None:
+        self.graph, self.watch = graph, watch
+        self.whole = {name: _Observer(channel_axis=watch.channel_axes.get(name)) for name in graph.whole}
+        self.high, self.negated_low = _Pooled(graph.high), _Pooled(graph.negated_low)
+        self.channel_totals: dict[str, Any] = {part.output: 0.0 for part in graph.mean}
+        self.counts = _Counts(watch.tensors if watch.histograms else ())
+        self.samples = 0
+
+    def add(self, arrays: Mapping[str, NDArray[np.float32]], samples: int) -> None:
+        self.samples += samples
+        for name, observer in self.whole.items():
+            observer.add(arrays[name], samples)
+        self.high.add(arrays, samples)
+        self.negated_low.add(arrays, samples)
+        for part in self.graph.mean:
+            means = arrays[part.output].reshape(samples, -1)
+            self.channel_totals[part.output] = self.channel_totals[part.output] + means.sum(0, np.float64)
+        if self.watch.histograms:
+            values = {name: _thinned(arrays[name], samples) for name in self.whole}
+            values |= {name: arrays[output] for name, output in self.graph.sampled.items()}
+            if self.counts.add(values, samples):
+                self.counts.flush(self._extremes())
+
+    def _extremes(self) -> dict[str, tuple[float, float]]:
+        """Least and greatest value of each tensor so far."""
+        lows = self.negated_low.extremes()
+        extremes = {name: (-lows.get(name, 0.0), high) for name, high in self.high.extremes().items()}
+        return extremes | {name: (float(each.low), float(each.high)) for name, each in self.whole.items()}
+
+    def result(self) -> dict[str, Observation]:
+        self.counts.flush(self._extremes())
+        histograms = self.counts.histograms
+        low_sums, high_sums, means = self.negated_low.sums(), self.high.sums(), self._means()
+        found = {name: each.result(histograms.get(name)) for name, each in self.whole.items()}
+        for name, (low, high) in self._extremes().items():
+            if name not in found:
+                typical = -low_sums.get(name, 0.0) / self.samples, high_sums[name] / self.samples
+                mean = means.get(name)
+                # maxima may drop NaN, which means keep
+                sound = mean is None or bool(np.isfinite(mean).all())
+                found[name] = Observation(low if sound else np.nan, high, histograms.get(name), mean, typical)
+        return {name: found[name] for name in self.watch.tensors}
+
+    def _means(self) -> dict[str, NDArray[np.float64]]:
+        return {
+            name: mean
+            for part in self.graph.mean
+            for name, mean in zip(
+                part.tensors,
+                np.split(self.channel_totals[part.output] / self.samples, part.starts[1:]),
+                strict=True,
+            )
+        }
 
 
 def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, Observation]:
@@ -125,29 +225,22 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
     """
     _check(model, data)
     spec = model.inputs[0]
-    observers = {
-        name: _Observer(counts=watch.histograms, channel_axis=watch.channel_axes.get(name))
-        for name in watch.tensors
-    }
-    graph = instrument(model, watch.tensors, histograms=watch.histograms)
+    means = {name for name, axis in watch.channel_axes.items() if axis == 1}
+    graph = instrument(model, watch.tensors, histograms=watch.histograms, means=means)
     session = _session(graph.payload)
     size = spec.shape[0] or int(np.clip(_CACHE_BYTES // max(4 * graph.elements, 1), 1, _MOST_SAMPLES))
-    computed = list(
-        dict.fromkeys(name for probe in graph.probes for name in probe.outputs if name != spec.name)
-    )
+    computed = [name for name in graph.outputs if name != spec.name]
+    observers = _Observers(graph, watch)
     with stage(emit, "calibrate", total=len(data)) as running:
         for start in range(0, len(data), size):
             batch = np.ascontiguousarray(data.x[start : start + size], dtype=spec.dtype)
             if len(batch) < size and spec.shape[0] is not None:
                 break  # a fixed batch that the last samples do not fill
             results: list[Any] = session.run(computed, {spec.name: batch}) if computed else []
-            arrays = dict(zip(computed, results, strict=True)) | {spec.name: batch}
-            for probe in graph.probes:
-                observer = observers[probe.tensor]
-                observer.add(*_read(probe, arrays, len(batch), observer.channel_axis))
+            observers.add(dict(zip(computed, results, strict=True)) | {spec.name: batch}, len(batch))
             running.advance(min(start + size, len(data)))
         running.detail = f"{len(watch.tensors)} tensors"
-    observations = {name: observer.result() for name, observer in observers.items()}
+    observations = observers.result()
     _require_finite(observations, data)
     return observations
 
@@ -178,24 +271,10 @@ def _session(payload: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
 
 
-def _read(
-    probe: Probe, arrays: Mapping[str, NDArray[np.float32]], samples: int, channel_axis: int | None
-) -> tuple[_Statistics, NDArray[np.float32] | None]:
-    """What one batch shows of a tensor, and the values to count."""
-    values = None if probe.values is None else arrays[probe.values]
-    if probe.high is None or probe.mean is None:
-        assert values is not None  # noqa: S101 - a tensor that is not pooled comes whole
-        rows = _rows(values, samples)
-        statistics = _Statistics(rows.min(1), rows.max(1), _channel_means(values, channel_axis))
-        # an odd step meets every column of a feature map of even width
-        return statistics, rows[:, :: -(-rows.shape[1] // COUNTED) | 1]
-    highs = _rows(arrays[probe.high], samples).max(1)
-    lows = np.zeros_like(highs)
-    if probe.negated_low is not None:
-        lows = -_rows(arrays[probe.negated_low], samples).max(1)
-    means = arrays[probe.mean]
-    # maxima drop NaN, which means keep
-    return _Statistics(lows, highs, means.reshape(means.shape[:2])), values
+def _thinned(values: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """About `COUNTED` values of each sample; an odd step meets every column of an even width."""
+    rows = _rows(values, samples)
+    return rows[:, :: -(-rows.shape[1] // COUNTED) | 1]
 
 
 def _rows(values: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
@@ -204,9 +283,8 @@ def _rows(values: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     return values.reshape(samples if whole else 1, -1)
 
 
-def _channel_means(values: NDArray[np.float32], axis: int | None) -> NDArray[np.float32] | None:
-    if axis is None:
-        return None
+def _channel_means(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Means along every axis but the first and `axis`: float32 [rows, channels]."""
     rows = np.moveaxis(values, axis, 1)
     flat = np.ascontiguousarray(rows).reshape(*rows.shape[:2], -1)
     # a product with ones is the fastest sum there is

@@ -7,21 +7,24 @@ values that are still in the cache, on all of its threads; what comes out is sma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgepipe.model import Model
 
 if TYPE_CHECKING:
     import onnx
 
-COUNTED = 2048
-"""Values of a tensor and sample that the histogram counts, about: every `stride`-th row and column."""
+COUNTED = 1024
+"""Values of a tensor and sample that the histogram counts, at most and about: evenly spaced ones."""
 _WORTH_POOLING = 1024
 """Elements of a tensor and sample below which copying it out costs less than more nodes."""
+_BLOCK = 16
+"""Channels that the runtime's convolutions keep side by side; what is no multiple is laid out anew."""
 _NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt"})
 _SIGN_KEEPING = frozenset({
     "Add", "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool",
@@ -30,129 +33,143 @@ _SIGN_KEEPING = frozenset({
 """Ops whose output has no negative value where no input has one."""
 
 
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """How one tensor is watched: the names under which its parts come out of the session.
+class Part(msgspec.Struct, frozen=True):
+    """One output of the session that holds the same figure of several tensors: [samples, channels, 1, 1].
 
     Attributes:
-        tensor: Name of the tensor.
-        values: Output that holds its values, all or a sample of them; None where nothing is counted.
-        high: Output that holds the greatest value of each sample and channel; None where `values` are
-            all that is needed.
-        negated_low: The same of the tensor's negative; None where nothing in it is negative.
-        mean: The mean of each sample and channel.
+        output: Its name.
+        tensors: The tensors, in the order of their channels.
+        starts: First channel of each.
     """
 
-    tensor: str
-    values: str | None
-    high: str | None = None
-    negated_low: str | None = None
-    mean: str | None = None
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Every name that the session returns for this tensor."""
-        names = (self.values, self.high, self.negated_low, self.mean)
-        return tuple(name for name in names if name is not None)
+    output: str
+    tensors: tuple[str, ...]
+    starts: tuple[int, ...]
 
 
-class Instrumented(msgspec.Struct, frozen=True):
+class Instrumented(msgspec.Struct, frozen=True, kw_only=True):
     """A graph with probes.
 
     Attributes:
         payload: The ONNX file.
-        probes: One for each tensor, in the order asked for.
+        whole: Tensors that come out as they are, to be reduced by the reader.
+        sampled: Output that holds evenly spaced values of a tensor, by tensor, of those reduced inside.
+        high: Greatest values of each sample and channel.
+        negated_low: The same of the negatives, where a tensor has negative values.
+        mean: Means of each sample and channel, where wanted.
         elements: Elements that the tensors have for one sample, all together.
     """
 
     payload: bytes
-    probes: tuple[Probe, ...]
+    whole: tuple[str, ...]
+    sampled: Mapping[str, str]
+    high: tuple[Part, ...]
+    negated_low: tuple[Part, ...]
+    mean: tuple[Part, ...]
     elements: int
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every name that the session has to return."""
+        parts = [part.output for part in (*self.high, *self.negated_low, *self.mean)]
+        return tuple(dict.fromkeys([*self.whole, *self.sampled.values(), *parts]))
 
-def instrument(model: Model, tensors: tuple[str, ...], *, histograms: bool) -> Instrumented:
+
+def instrument(
+    model: Model, tensors: Sequence[str], *, histograms: bool, means: Collection[str]
+) -> Instrumented:
     """The model's graph with outputs for what calibration wants to know of `tensors`.
 
     Args:
         model: A float ONNX model.
         tensors: Names of activations.
         histograms: Whether values are counted.
+        means: Those whose channel means are wanted along axis 1.
     """
     proto = model.to_onnx()
-    writer = _Writer(proto, histograms=histograms)
-    probes = tuple(writer.probe(name) for name in tensors)
-    elements = sum(int(np.prod(writer.shapes.get(name, (0, 0))[1:])) for name in tensors)
-    writer.add_outputs(probes)
-    return Instrumented(proto.SerializeToString(), probes, elements)
+    writer = _Writer(proto.graph)
+    pooled = [name for name in tensors if writer.is_worth_pooling(name)]
+    signed = sorted(set(pooled) - _non_negative(proto.graph), key=pooled.index)
+    negatives = {name: writer.negative(name) for name in signed}
+    graph = Instrumented(
+        payload=b"",
+        whole=tuple(name for name in tensors if name not in pooled),
+        sampled={name: writer.sampled(name) for name in pooled} if histograms else {},
+        high=writer.pool("GlobalMaxPool", "high", {name: name for name in pooled}),
+        negated_low=writer.pool("GlobalMaxPool", "low", negatives),
+        mean=writer.pool("GlobalAveragePool", "mean", {name: name for name in pooled if name in means}),
+        elements=sum(_size(writer.shapes.get(name, (0, 0))) for name in tensors),
+    )
+    writer.add_outputs(graph.outputs)
+    return msgspec.structs.replace(graph, payload=proto.SerializeToString())
 
 
 class _Writer:
     """Adds probes to a graph, in place."""
 
-    def __init__(self, proto: onnx.ModelProto, *, histograms: bool) -> None:
-        self.graph = proto.graph
-        self.histograms = histograms
-        self.shapes = _shapes(self.graph)
-        self.inputs = {value.name for value in self.graph.input}
-        self.non_negative = _non_negative(self.graph)
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.shapes = _shapes(graph)
+        self.inputs = {value.name for value in graph.input}
         self.prefix = "probe"
-        while any(
-            name.startswith(self.prefix)
-            for node in self.graph.node
-            for name in [*node.output, *node.input, node.name]
-        ):
+        taken = {name for node in graph.node for name in (node.name, *node.output)}
+        while any(name.startswith(self.prefix) for name in taken):
             self.prefix += "_"
 
-    def probe(self, tensor: str) -> Probe:
+    def is_worth_pooling(self, tensor: str) -> bool:
         shape = self.shapes.get(tensor, ())
-        if tensor in self.inputs or len(shape) != 4 or not all(shape[1:]) or _size(shape) < _WORTH_POOLING:  # noqa: PLR2004
-            return Probe(tensor=tensor, values=tensor)
-        signed = tensor not in self.non_negative
-        return Probe(
-            tensor=tensor,
-            values=self._sampled(tensor, shape) if self.histograms else None,
-            high=self._add("GlobalMaxPool", tensor, "high"),
-            negated_low=self._add("GlobalMaxPool", self._negative(tensor, shape), "low") if signed else None,
-            mean=self._add("GlobalAveragePool", tensor, "mean"),
-        )
+        image = tensor not in self.inputs and len(shape) == len("NCHW") and all(shape[1:])
+        # few channels are no block, and a depthwise convolution without blocks is slow
+        return image and shape[1] >= _BLOCK // 2 and _size(shape) >= _WORTH_POOLING
 
-    def add_outputs(self, probes: tuple[Probe, ...]) -> None:
-        from onnx import helper
+    def pool(self, op_type: str, suffix: str, sources: Mapping[str, str]) -> tuple[Part, ...]:
+        """Pools a source for each tensor, and joins the results: an output each would cost more."""
+        parts = []
+        for blocked in (True, False):
+            tensors = [name for name in sources if (self.shapes[name][1] % _BLOCK == 0) == blocked]
+            if tensors:
+                pooled = [self._add(op_type, [sources[name]], f"{suffix}.{name}") for name in tensors]
+                output = self._add("Concat", pooled, f"{suffix}.{'blocks' if blocked else 'rest'}", axis=1)
+                ends = np.cumsum([self.shapes[name][1] for name in tensors]).tolist()
+                parts.append(Part(output, tuple(tensors), (0, *ends[:-1])))
+        return tuple(parts)
 
-        present = {value.name for value in self.graph.output} | self.inputs
-        wanted = dict.fromkeys(name for probe in probes for name in probe.outputs)
-        self.graph.output.extend(
-            helper.make_empty_tensor_value_info(name) for name in wanted if name not in present
-        )
+    def negative(self, tensor: str) -> str:
+        """``-tensor``, by the one op that negates in the layout of convolutions: a depthwise convolution."""
+        return self._depthwise(tensor, "negative", -np.ones((self.shapes[tensor][1], 1, 1, 1), np.float32), 1)
 
-    def _add(self, op_type: str, tensor: str, suffix: str) -> str:
-        from onnx import helper
-
-        name = f"{self.prefix}.{suffix}.{tensor}"
-        self.graph.node.append(helper.make_node(op_type, [tensor], [name], name=name))
-        return name
-
-    def _negative(self, tensor: str, shape: tuple[int, ...]) -> str:
-        """``-tensor``, as the one op that negates in the layout of convolutions: a depthwise convolution."""
-        return self._depthwise(tensor, "negative", np.full((shape[1], 1, 1, 1), -1, np.float32), stride=1)
-
-    def _sampled(self, tensor: str, shape: tuple[int, ...]) -> str:
-        """Values at evenly spaced rows and columns; the centres of tiles, as borders are unlike the rest."""
+    def sampled(self, tensor: str) -> str:
+        """Values at evenly spaced rows and columns, not the outermost ones, which are unlike the rest."""
+        shape = self.shapes[tensor]
         stride = _stride(shape)
         if stride == 1:
             return tensor
-        weight = np.zeros((shape[1], 1, stride, stride), np.float32)
-        weight[:, :, stride // 2, stride // 2] = 1
-        return self._depthwise(tensor, "sample", weight, stride=stride)
+        weight = np.zeros((shape[1], 1, 3, 3), np.float32)
+        weight[:, :, 1, 1] = 1
+        return self._depthwise(tensor, "sample", weight, stride)
 
-    def _depthwise(self, tensor: str, suffix: str, weight: np.ndarray, *, stride: int) -> str:
-        from onnx import helper, numpy_helper
+    def add_outputs(self, names: Sequence[str]) -> None:
+        from onnx import helper
 
-        name = f"{self.prefix}.{suffix}.{tensor}"
-        self.graph.initializer.append(numpy_helper.from_array(weight, f"{name}.weight"))
-        node = helper.make_node(
-            "Conv", [tensor, f"{name}.weight"], [name], name=name, group=len(weight), strides=[stride, stride]
+        present = {value.name for value in self.graph.output} | self.inputs
+        self.graph.output.extend(
+            helper.make_empty_tensor_value_info(name) for name in names if name not in present
         )
-        self.graph.node.append(node)
+
+    def _depthwise(self, tensor: str, suffix: str, weight: NDArray[np.float32], stride: int) -> str:
+        from onnx import numpy_helper
+
+        constant = f"{self.prefix}.{suffix}.{tensor}.weight"
+        self.graph.initializer.append(numpy_helper.from_array(weight, constant))
+        return self._add(
+            "Conv", [tensor, constant], f"{suffix}.{tensor}", group=len(weight), strides=[stride, stride]
+        )
+
+    def _add(self, op_type: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        name = f"{self.prefix}.{name}"
+        self.graph.node.append(helper.make_node(op_type, inputs, [name], name=name, **attributes))
         return name
 
 
@@ -162,9 +179,8 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _stride(shape: tuple[int, ...]) -> int:
     """The least odd stride that leaves about `COUNTED` values: odd, to meet even and odd columns alike."""
-    limit = min(shape[2:])
     stride = 1
-    while _size(shape) / stride**2 > COUNTED and stride + 2 <= limit:
+    while _size(shape) / stride**2 > COUNTED and stride + 2 <= min(shape[2:]):
         stride += 2
     return stride
 

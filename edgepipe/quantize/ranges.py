@@ -45,7 +45,7 @@ def choose_grid(
         bits: Bits of an integer. 16 bits always hold every value seen: no step is too wide then.
     """
     low, high = seen.low, seen.high
-    if bits > 8:  # noqa: PLR2004
+    if bits > 8:
         pass
     elif algorithm == "average" and seen.typical is not None:
         low, high = seen.typical
