@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 LOWEST = 13
 """First opset with a scale for each channel in DequantizeLinear."""
 IR_VERSION = 7
-"""That of opset 13 (ONNX 1.8); later ones add what no graph here uses: functions, float8, int4."""
+"""That of opset 13 (ONNX 1.8); later ones add functions and float8, which no graph here uses, and int4."""
+IR_VERSION_WITH_INT4 = 10
+_FIRST_WITH_INT4 = 21
 
 _UNCHANGED_SINCE_13 = frozenset({
     "Abs", "Add", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv",
@@ -33,6 +35,8 @@ _RUNTIMES = {
     22: "1.22", 23: "1.23", 24: "1.24",
 }  # fmt: skip
 """First ONNX Runtime with each opset: https://onnxruntime.ai/docs/reference/compatibility.html"""
+_INT4_RUNTIME = "1.23"
+"""First ONNX Runtime with a kernel for Cast from int4: found by trying 1.18 to 1.24."""
 
 
 def runtime_for(version: int) -> str:
@@ -40,6 +44,19 @@ def runtime_for(version: int) -> str:
     from importlib.metadata import version as installed
 
     return _RUNTIMES.get(version) or ".".join(installed("onnxruntime").split(".")[:2])
+
+
+def runtime_of(proto: onnx.ModelProto, version: int) -> str:
+    """The least version of ONNX Runtime that runs a model of an opset, the types of its weights regarded."""
+    import onnx
+
+    packed = any(tensor.data_type == onnx.TensorProto.INT4 for tensor in proto.graph.initializer)
+    least = runtime_for(version)
+    return max(least, _INT4_RUNTIME, key=_numbers) if packed else least
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def lower(proto: onnx.ModelProto) -> int:
@@ -60,7 +77,9 @@ def lower(proto: onnx.ModelProto) -> int:
     del proto.opset_import[:]
     proto.opset_import.extend([onnx.helper.make_opsetid("", least), *others])
     if not proto.functions:
-        proto.ir_version = min(proto.ir_version, IR_VERSION)
+        proto.ir_version = min(
+            proto.ir_version, IR_VERSION if least < _FIRST_WITH_INT4 else IR_VERSION_WITH_INT4
+        )
     return least
 
 

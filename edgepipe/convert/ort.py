@@ -45,7 +45,9 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
 
     The QDQ form stays as it is: ONNX Runtime fuses it into integer kernels when it loads the file.
     MLAS has fast x86 kernels for uint8 activations with int8 weights alone, Arm and TensorRT want int8;
-    the same grid serves both, shifted by 128.
+    the same grid serves both, shifted by 128. Weights of 4 bits stay so in the file and are int8 once it is
+    loaded. Where activations have 16 bits there are no integer kernels: those ops compute in float what
+    the graph says.
 
     Args:
         model: Float ONNX, or QDQ by any tool.
@@ -61,6 +63,7 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
         if activation != "int8-symmetric":  # TensorRT fuses the function with the op before it
             qdq.quantize_before_clipping(proto)
+        qdq.widen_int4(proto)
     grids = qdq.strip_boundary(proto) if quantized and ports == "integer" else {}
     version = opset.lower(proto)
     del proto.graph.value_info[:]  # the runtime infers shapes itself
@@ -72,7 +75,7 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
         inputs=tuple(_port(spec, grids) for spec in model.inputs),
         outputs=tuple(_port(spec, grids) for spec in model.outputs),
         op_counts=_op_counts(proto),
-        needs={"onnxruntime": opset.runtime_for(version)},
+        needs={"onnxruntime": opset.runtime_of(proto, version)},
     )
 
 

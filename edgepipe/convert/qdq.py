@@ -142,6 +142,33 @@ class _Shifted:
         self.graph.initializer.extend(kept)
 
 
+def widen_int4(proto: onnx.ModelProto) -> None:
+    """Puts a Cast to int8 behind every int4 weight.
+
+    ONNX Runtime has no integer kernel for int4 weights, and would dequantize them at each run. A Cast of
+    a constant is carried out once, on loading, so that what is fused is an int8 weight.
+    """
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    narrow = {name for name, tensor in constants.items() if tensor.data_type == onnx.TensorProto.INT4}
+    casts: dict[str, onnx.NodeProto] = {}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in narrow:
+            name = node.input[0]
+            node.input[0] = f"{name}.int8"
+            casts[name] = onnx.helper.make_node(
+                "Cast", [name], [node.input[0]], name=node.input[0], to=onnx.TensorProto.INT8
+            )
+            zero = constants[node.input[2]] if len(node.input) > 2 else None
+            if zero is not None:
+                wide = onnx.numpy_helper.to_array(zero).astype(np.int8)
+                zero.CopyFrom(onnx.numpy_helper.from_array(wide, zero.name))
+    rest = [onnx.NodeProto.FromString(node.SerializeToString()) for node in proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend([*casts.values(), *rest])
+
+
 def quantize_before_clipping(proto: onnx.ModelProto) -> None:
     """Puts Q and DQ between a linear op and the Relu or Clip after it, where only the latter has them.
 

@@ -28,11 +28,24 @@ def lower_conv(site: Site) -> None:
     frame = window(site, weight.shape[2:])
     source = padded(site, spatial_input(site), frame)
     depthwise = group > 1 and weight.shape[1] == 1
-    kernel, bias = _weights(site, _DEPTHWISE if depthwise else _FULL)
+    kernel, bias = _weights(site, _DEPTHWISE if depthwise else _FULL, pointwise=frame.is_pointwise)
+    if len(kernel.shape) == 2:
+        _write_dense(site, [source, kernel, bias])
+        return
     code = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
     fields = _options(site, frame, weight.shape[0] // group if depthwise else None)
     with spatial_output(site) as result:
         site.builder.operator(code, [source, kernel, bias], [result], fields)
+
+
+def _write_dense(site: Site, inputs: list[Tensor]) -> None:
+    """A pointwise convolution as a FULLY_CONNECTED over the last axis: XNNPACK has int4 for that op alone.
+
+    On x86 it is as fast as int8 so, where CONV_2D takes twice the time (LiteRT 2.3).
+    """
+    fields = options("FullyConnectedOptions", fusedActivationFunction=site.node.activation, keepNumDims=True)
+    with spatial_output(site) as result:
+        site.builder.operator("FULLY_CONNECTED", inputs, [result], fields)
 
 
 def _options(site: Site, frame: Window, multiplier: int | None) -> Options:
@@ -50,8 +63,10 @@ def _options(site: Site, frame: Window, multiplier: int | None) -> Options:
     return options("DepthwiseConv2DOptions", depthMultiplier=multiplier, **common.fields)
 
 
-def _weights(site: Site, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Kernel in the given order of [out, in, kh, kw], and the bias: int32 or float32 [out].
+def _weights(site: Site, order: tuple[int, ...], *, pointwise: bool) -> tuple[Tensor, Tensor]:
+    """Kernel in the given order of [out, in, kh, kw], and the bias: integers or float32 [out].
+
+    The kernel of a pointwise convolution on int4 is a matrix: [out, in].
 
     A bias is always written, zeros where there is none: every version of the kernels takes that.
     """
@@ -60,7 +75,10 @@ def _weights(site: Site, order: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     if site.integer:
         ready = integer_weights(site, weight, 0, bias)
         grid = msgspec.structs.replace(ready.weight_grid, axis=order.index(0))
-        kernel = site.builder.constant(weight.name, _over_two_axes(ready.weight).transpose(order), grid)
+        data = _over_two_axes(ready.weight).transpose(order)
+        if grid.bits == 4 and pointwise:
+            data = data[:, 0, 0, :]
+        kernel = site.builder.constant(weight.name, data, grid)
         name = bias.name if bias else f"{weight.name}/bias"
         return kernel, site.builder.constant(name, ready.bias, ready.bias_grid)
     kernel = site.builder.constant(

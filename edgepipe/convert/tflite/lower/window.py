@@ -81,6 +81,12 @@ class Window(msgspec.Struct, frozen=True):
     padding: Literal["SAME", "VALID"]
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether each output is one place of the input, in order."""
+        frames = (self.height, self.width)
+        return all((f.taps, f.stride, f.before, max(f.after, 0)) == (1, 1, 0, 0) for f in frames)
+
+    @property
     def pads(self) -> tuple[Pair, Pair]:
         """(before, after) of height and width that a PAD operator must add; zeros if none."""
         if self.padding == "SAME":
