@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -15,9 +15,11 @@ from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
 from edgepipe.quantize.groups import share_grids
+from edgepipe.quantize.layerwise import Task, recover
 from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.ranges import Algorithm, Observation, Watch, choose_grid, joined, observe
 from edgepipe.quantize.scheme import ActivationBits, Override, Scheme, WeightBits, assign
+from edgepipe.quantize.twin import quantize_activations, walk_both
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
 from edgepipe.quantize.widths import least_opset, settle
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from edgepipe.quantize.grid import Grid
 
 
+Rounding = Literal["nearest", "gptq"]
 FIRST_OPSET = 13
 """First opset whose DequantizeLinear takes a scale for each channel."""
 
@@ -47,8 +50,12 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         ranges: How activation ranges are chosen: "minmax" holds every value seen, "percentile" leaves
             out the outermost, "mse" makes the mean squared error least.
         percentile: Share of the values to hold at either end, in per cent; for "percentile" alone.
+        rounding: How weights are rounded: "nearest" each by itself, "gptq" all of an output together
+            so that its error on the inputs that occur is least (Frantar et al. 2023, arXiv 2210.17323),
+            layer after layer, each on what those before it leave.
         bias_correction: Whether biases make up for the mean error of rounded weights (Nagel et al.
-            2019, arXiv 1906.04721, section 4.2).
+            2019, arXiv 1906.04721, section 4.2 and appendix D): computed from the mean of the input, or,
+            with "gptq", measured in the quantized network.
         overrides: What is different for some layers.
     """
 
@@ -59,6 +66,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
     granularity: Granularity = "per-channel"
     ranges: Algorithm = "minmax"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
+    rounding: Rounding = "nearest"
     bias_correction: bool = True
     overrides: tuple[Override, ...] = ()
 
@@ -100,6 +108,13 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
                 self._linear(node, grids, seen, plan.schemes[node].weight_bits) for node in plan.linears
             ]
             rounding.detail = _summary(plan, linears)
+        if self.rounding != "nearest":
+            task = Task(optimize_rounding=True, correct_bias=self.bias_correction, seed=context.seed)
+            twin = quantize_activations(graph_model, plan, grids, symmetric=symmetric)
+            walks = walk_both(model, plan, twin, context.calibration.x)
+            linears = recover(
+                linears, [grids[_input(node)] for node in plan.linears], walks, task, context.emit
+            )
         emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
         common.RemoveUnusedNodesPass()(graph_model)  # the float weights
         common.NameFixPass()(graph_model)  # a name of ours may be one of the model's
@@ -167,6 +182,10 @@ def _check_plan(plan: Plan, graph_model: ir.Model, where: str) -> None:
         if "float32" in types
         else "export the model in float32, or take the recipe float32",
     )
+
+
+def _input(node: ir.Node) -> ir.Value:
+    return node.inputs[0]  # type: ignore[return-value]
 
 
 def _source(node: ir.Node) -> str:

@@ -40,6 +40,11 @@ class QuantizedLinear(msgspec.Struct, frozen=True):
     bias_scales: NDArray[np.float32] | None
     raised: int
 
+    @property
+    def real_weight(self) -> NDArray[np.float32]:
+        """What the integers of the weight stand for: float32, shaped as it."""
+        return self.weight.astype(np.float32) * g.along(self.scales, self.axis, self.weight.ndim)
+
 
 def channel_axis(node: ir.Node) -> int | None:
     """Axis of the output channels in a linear op's weight; None where they have no axis of their own."""
@@ -76,23 +81,60 @@ def quantize_linear(
     weight, bias = edit.array_at(node, 1), edit.constant_input(node, 2)
     axis = channel_axis(node) if granularity == "per-channel" else None
     scales = g.weight_scales(_magnitudes(weight, axis), bits)
-    channels = _channels(node, weight)
     raised = 0
     if bias is not None:
-        safe = g.safe_weight_scales(
-            scales, bias, input_grid.scale, weight.size // channels, activation_bits=input_grid.bits
-        )
+        safe = _safe(scales, node, input_grid)
         raised, scales = int((safe != scales).sum()), safe
     integers = g.quantize_weight(weight, scales, axis or 0, bits)
+    linear = QuantizedLinear(node, bits, integers, scales, axis or 0, None, None, raised)
     if input_mean is not None and node.op_type != "MatMul":
-        error = integers * g.along(scales, axis or 0, weight.ndim) - weight
-        shift = mean_output_error(node, error, input_mean)
-        bias = (np.zeros(channels) if bias is None else bias) - shift
+        shift = mean_output_error(node, linear.real_weight - weight, input_mean)
+        bias = (np.zeros(channels_of(node)) if bias is None else bias) - shift
+    return with_bias(linear, bias, input_grid)
+
+
+def with_bias(
+    linear: QuantizedLinear, bias: NDArray[np.floating] | None, input_grid: g.Grid
+) -> QuantizedLinear:
+    """The same weight with another bias.
+
+    Args:
+        linear: The op.
+        bias: Real, [channels]; None for no bias.
+        input_grid: Grid of its data input.
+    """
     if bias is None:
-        return QuantizedLinear(node, bits, integers, scales, axis or 0, None, None, raised)
-    bias_scales = np.float32(input_grid.scale) * scales
-    rounded = g.quantize_bias(np.asarray(bias, np.float32), bias_scales)
-    return QuantizedLinear(node, bits, integers, scales, axis or 0, rounded, bias_scales, raised)
+        return msgspec.structs.replace(linear, bias=None, bias_scales=None)
+    scales = np.float32(input_grid.scale) * linear.scales
+    rounded = g.quantize_bias(np.asarray(bias, np.float32), scales)
+    return msgspec.structs.replace(linear, bias=rounded, bias_scales=scales)
+
+
+def least_scales(linear: QuantizedLinear, input_grid: g.Grid) -> NDArray[np.float64]:
+    """Scales below which the int32 bias of an op could overflow, or the scale itself lose its precision.
+
+    Args:
+        linear: The op.
+        input_grid: Grid of its data input.
+
+    Returns:
+        float64, shaped as its scales.
+    """
+    floor = np.full_like(linear.scales, g.SMALLEST_WEIGHT_SCALE)
+    if edit.constant_input(linear.node, 2) is None:
+        return floor.astype(np.float64)
+    return _safe(floor, linear.node, input_grid).astype(np.float64)
+
+
+def _safe(scales: NDArray[np.float32], node: ir.Node, input_grid: g.Grid) -> NDArray[np.float32]:
+    weight = edit.array_at(node, 1)
+    return g.safe_weight_scales(
+        scales,
+        edit.array_at(node, 2),
+        input_grid.scale,
+        weight.size // channels_of(node),
+        activation_bits=input_grid.bits,
+    )
 
 
 def _magnitudes(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
@@ -102,7 +144,9 @@ def _magnitudes(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.flo
     return np.asarray(np.abs(weight).max(axis=others, initial=0.0), np.float32)
 
 
-def _channels(node: ir.Node, weight: NDArray[np.float32]) -> int:
+def channels_of(node: ir.Node) -> int:
+    """Number of output channels of a linear op."""
+    weight = edit.array_at(node, 1)
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1]) * edit.integer(node, "group", 1)
     return int(weight.shape[channel_axis(node) or 0]) if node.op_type != "MatMul" else int(weight.shape[-1])
