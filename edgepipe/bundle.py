@@ -28,7 +28,9 @@ from edgepipe.errors import BundleError, OutputError
 from edgepipe.model import TensorSpec, digest_bytes
 
 ArtifactFormat = Literal["onnx", "tflite"]
-Precision = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16", "int8", "int4", "int16", "dynamic", "mixed"]
+"""Of weights and activations: int4 has int4 weights with int8 activations, int16 has int8 weights with int16
+activations, dynamic has int8 weights with activations that are quantized at run time, mixed has several."""
 SCHEMA = 1
 MANIFEST = "manifest.json"
 DIAGNOSIS = "diagnosis.json"

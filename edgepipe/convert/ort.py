@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgepipe.bundle import Port
 from edgepipe.convert import opset, qdq
 from edgepipe.convert.emission import Emission, PortType
+from edgepipe.convert.precision import precision_of
 from edgepipe.errors import ModelError, UnsupportedOp
 from edgepipe.graph import edit, overhang
 from edgepipe.graph.edit import is_quantized
@@ -58,6 +59,7 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
         ModelError: An input or output has a dynamic size besides the batch.
     """
     quantized = is_quantized(model)
+    precision = precision_of(model.to_onnx())
     proto = _without_overhangs(model) if quantized else model.to_onnx()
     if quantized:
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
@@ -70,7 +72,7 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
     payload = proto.SerializeToString(deterministic=True)
     return Emission(
         format="onnx",
-        precision="int8" if quantized else "float32",
+        precision=precision,
         payload=payload,
         inputs=tuple(_port(spec, grids) for spec in model.inputs),
         outputs=tuple(_port(spec, grids) for spec in model.outputs),

@@ -112,7 +112,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     def best(self) -> ResultView | None:
         """The fastest quantized artifact that may be quoted; else the fastest that is quantized, or any."""
         timed = [view for view in self.results if view.latency and view.latency.median_ns]
-        quantized = [view for view in timed if view.result.artifact.precision == "int8"]
+        quantized = [view for view in timed if view.result.artifact.precision not in ("float32", "float16")]
         valid = [view for view in quantized if view.verdict and view.verdict.state == "VALID"]
         return min(valid or quantized or timed, key=_median_ns, default=None)
 

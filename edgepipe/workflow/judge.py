@@ -167,7 +167,7 @@ def _agreements(reference: Outputs, outputs: Mapping[str, Outputs], data: Datase
     named = {
         name: predictions(reference, found, data)
         for name, found in outputs.items()
-        if name.startswith("int8")
+        if not name.startswith("float")
     }
     classes = {name: found for name, found in named.items() if found is not None}
     return {

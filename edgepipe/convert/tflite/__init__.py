@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from edgepipe.bundle import Precision
 from edgepipe.convert.emission import Emission, PortType
+from edgepipe.convert.precision import precision_of
 from edgepipe.convert.tflite.fuse import fuse
 from edgepipe.convert.tflite.lower import lower
 from edgepipe.convert.tflite.read import read
@@ -52,11 +52,11 @@ def emit(model: Model, *, float16: bool = False, ports: PortType = "integer") ->
     program, inputs, outputs = lower(settled.graph, float16=float16 and not quantized, ports=ports)
     needs = least_runtimes(program)
     payload = write(program, description=model.name, min_runtime_version=f"{needs['tflite-runtime']}.0")
-    precision: Precision = "int8" if quantized else "float16" if float16 else "float32"
+    precision = precision_of(model.to_onnx())
     counts = Counter(operator.code for operator in program.operators)
     return Emission(
         format="tflite",
-        precision=precision,
+        precision="float16" if float16 and not quantized else precision,
         payload=payload,
         inputs=inputs,
         outputs=outputs,
