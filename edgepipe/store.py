@@ -25,6 +25,7 @@ from edgepipe.errors import RunNotFound
 from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.files import to_json, write_whole
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
+from edgepipe.quantize.diagnosis import Diagnosis
 from edgepipe.sources.source import Fidelity
 
 SCHEMA = 1
@@ -88,6 +89,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         reference: The float model evaluated on the same samples.
         results: One for each artifact.
         agreement: Top-1 agreement of quantized artifacts with one another, by "a = b".
+        diagnosis: What quantization did to each layer; None where nothing was quantized, or in old runs.
     """
 
     schema: int = SCHEMA
@@ -114,6 +116,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     reference: Evaluation | None = None
     results: tuple[ArtifactResult, ...] = ()
     agreement: dict[str, Estimate] = {}
+    diagnosis: Diagnosis | None = None
 
     @property
     def device_name(self) -> str:

@@ -69,6 +69,12 @@ def diagnose(reference: Model, quantized: Model, x: NDArray[Any], emit: Emit = s
     return totals.result()
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """Up to `count` indices below `total`, evenly spaced."""
+    count = min(total, count)
+    return [index * total // count for index in range(count)]
+
+
 def layers_of(pairing: Pairing) -> list[Junction]:
     """Junctions that round something: all but those whose op moves elements of one grid."""
     links = Links(pairing.quantized.graph)

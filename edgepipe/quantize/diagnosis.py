@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgepipe.bundle import DIAGNOSIS, Bundle
 from edgepipe.errors import BundleError
 
 SCHEMA = 1
@@ -119,3 +120,14 @@ def decode(data: bytes, where: str) -> Diagnosis:
             remedy="upgrade edgepipe, or make the bundle again",
         )
     return found
+
+
+def diagnosis_of(bundle: Bundle) -> Diagnosis | None:
+    """The diagnosis that a bundle holds; None for one of a float model, or made before there were any.
+
+    Raises:
+        BundleError: It was altered, or is of a newer form.
+    """
+    if bundle.manifest.diagnosis is None:
+        return None
+    return decode(bundle.read(DIAGNOSIS), str(bundle.folder / DIAGNOSIS))

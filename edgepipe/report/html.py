@@ -104,6 +104,7 @@ def section(view: RunView) -> dict[str, Any]:
         "best_difference": dict(differences).get(view.best.name) if view.best else None,
         "largest_bytes": max((each.result.artifact.size_bytes for each in view.results), default=1),
         "facts": facts_rows(view.run.device),
+        "layers": None if view.run.diagnosis is None else profile(view.run.diagnosis),
         "steps": [(step, _settings(step)) for step in view.run.steps],
     }
 

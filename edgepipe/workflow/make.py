@@ -33,11 +33,16 @@ from edgepipe.model import Model, digest_bytes
 from edgepipe.passes import Context
 from edgepipe.quantize.diagnose import MOST, diagnose, evenly
 from edgepipe.quantize.diagnosis import Diagnosis, encode
+from edgepipe.quantize.risk import at_risk
 from edgepipe.recipe import load_recipe
 from edgepipe.workflow.prepare import Prepared, check_ops, prepare
 
 PACKAGES = ("ai-edge-litert", "numpy", "onnx", "onnxruntime", "tf2onnx", "torch", "tensorflow-cpu")
 """Packages with a hand in the result; those that are not installed are left out of the record."""
+
+
+MOST_WARNINGS = 3
+"""Layers at risk that are named, the worst ones."""
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,10 +135,21 @@ def _diagnose(models: list[Model], prepared: Prepared, emit: Emit) -> Diagnosis 
     if before is None or data is None or not is_quantized(model):
         return None
     try:
-        return diagnose(before, model, data.x[evenly(len(data), MOST)], emit)
+        diagnosis = diagnose(before, model, data.x[evenly(len(data), MOST)], emit)
     except EdgepipeError as error:
         emit(Warned(f"the layers were not diagnosed: {error.what}", error.remedy))
         return None
+    if not data.random:
+        _warn_of_risks(diagnosis, emit)
+    return diagnosis
+
+
+def _warn_of_risks(diagnosis: Diagnosis, emit: Emit) -> None:
+    risks = at_risk(diagnosis)
+    for risk in risks[:MOST_WARNINGS]:
+        emit(Warned(f"layer {risk.layer} is at risk: {risk.text}", risk.remedy))
+    if len(risks) > MOST_WARNINGS:
+        emit(Warned(f"{len(risks) - MOST_WARNINGS} more layers are at risk", "see `edgepipe explain BUNDLE`"))
 
 
 def _emit(prepared: Prepared, reference: Model, model: Model) -> Iterator[Emission]:

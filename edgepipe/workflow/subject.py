@@ -18,6 +18,7 @@ from edgepipe.events import Emit, Warned, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, onnx_model
 from edgepipe.passes import Context
+from edgepipe.quantize.diagnose import evenly
 from edgepipe.target import load_target
 from edgepipe.workflow.prepare import check_inputs, model_classes
 from edgepipe.workflow.recovery import Rerun, load_rerun
@@ -223,12 +224,6 @@ def _with_data(subject: Subject, spec: DataSpec, scope: Scope, emit: Emit) -> Su
     )
     rerun = load_rerun(manifest.steps, reference, context, cache=scope.cache or scope.work / "cache")
     return msgspec.structs.replace(subject, rerun=rerun)
-
-
-def evenly(total: int, count: int) -> list[int]:
-    """Up to `count` indices below `total`, evenly spaced."""
-    count = min(total, count)
-    return [index * total // count for index in range(count)]
 
 
 def _calibration(dataset: Dataset, known: Sequence[str], emit: Emit) -> Dataset | None:
