@@ -43,6 +43,7 @@ def settle(proto: onnx.ModelProto) -> onnx.ModelProto:
     qlinear.expand(graph)
     _fold_weights(graph)
     _fold_transposes(graph)
+    _free_bounds(graph)
     joins.complete(graph)
     _round_biases(graph)
     common.TopologicalSortPass()(graph_model)
@@ -128,6 +129,22 @@ def _fold_transposes(graph: ir.Graph) -> None:
         graph.insert_before(node, new)
         edit.replace_value(graph, node.outputs[0], new.outputs[0])
         graph.remove(node, safe=True)
+
+
+def _free_bounds(graph: ir.Graph) -> None:
+    """Gives a Clip its bounds as the reals that they stand for: kernels know no other."""
+    for node in edit.nodes(graph, "Clip"):
+        for index, value in enumerate(node.inputs[1:], start=1):
+            dequantizer = value.producer() if value is not None else None
+            if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+                continue
+            integers, scale, zero = (edit.constant_input(dequantizer, place) for place in range(3))
+            if integers is None or scale is None or integers.size != 1:
+                continue
+            steps = integers.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
+            name = f"{dequantizer.outputs[0].name}/real"
+            bound = edit.add_constant(graph, name, np.asarray(steps * scale, np.float32).reshape(()))
+            node.replace_input_with(index, bound)
 
 
 def _round_biases(graph: ir.Graph) -> None:
