@@ -205,6 +205,7 @@ class _LayerTotals:
             name=junction.layer,
             op=junction.op,
             tensor=junction.name,
+            readers=junction.readers,
             position=position,
             weight=None if junction.weight is None else weight_diagnosis(junction.weight),
             activation=self._activation(),

@@ -60,6 +60,7 @@ class LayerDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
         name: As overrides of a recipe name it.
         op: Its ONNX type; "Input" for the model's input.
         tensor: What it puts out, by its name in the float model.
+        readers: The layers that read that, as overrides name them.
         position: Its place in the order of computation, from 0.
         weight: None where the layer has no quantized weight.
         activation: None where its output stays in float.
@@ -71,6 +72,7 @@ class LayerDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     op: str
     tensor: str
+    readers: tuple[str, ...]
     position: int
     weight: WeightDiagnosis | None
     activation: ActivationDiagnosis | None

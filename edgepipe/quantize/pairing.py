@@ -72,7 +72,8 @@ class Junction(msgspec.Struct, frozen=True, kw_only=True):
         layer: The layer that computes it, as overrides name it.
         op: The ONNX type of that layer; "Input" for a graph input.
         grid: None where it stays in float.
-        weight: Integers, scales and axis of the layer's weight, and the name of its float weight if known.
+        weight: The layer's weight; None where it has no quantized one.
+        readers: The layers that read it, as overrides name them, also behind ops that only move elements.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Junction(msgspec.Struct, frozen=True, kw_only=True):
     op: str
     grid: Grid | None
     weight: Constant | None
+    readers: tuple[str, ...]
 
 
 class Pairing(msgspec.Struct, frozen=True):
@@ -192,6 +194,7 @@ def _junctions(graph: onnx.GraphProto, links: Links, plain: Links) -> list[Junct
                 op="Input" if origin is None else origin.op_type,
                 grid=grid,
                 weight=weight,
+                readers=_readers(plain, name),
             )
         )
     return found
@@ -285,6 +288,8 @@ def _weight(node: onnx.NodeProto, links: Links, plain: Links, name: str) -> Cons
     if len(dequantizer.input) > 2 and dequantizer.input[2]:
         points = links.array(dequantizer.input[2])
     axis = next((each.i for each in dequantizer.attribute if each.name == "axis"), 1)
+    if scales.size == 1:
+        axis = _channel_axis(node, integers.ndim)
     return Constant(
         integers=integers,
         scales=scales.reshape(-1),
@@ -294,6 +299,12 @@ def _weight(node: onnx.NodeProto, links: Links, plain: Links, name: str) -> Cons
         axis=axis,
         real=_float_weight(plain, name, node.op_type, integers.shape),
     )
+
+
+def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
+    """Axis of the output channels in a weight that has one scale for all of them."""
+    transposed = any(each.name == "transB" and each.i for each in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else min(1, rank - 1)
 
 
 def _float_origin(plain: Links, name: str) -> onnx.NodeProto | None:
@@ -309,6 +320,18 @@ def _layer_name(origin: onnx.NodeProto, plain: Links, name: str) -> str:
     node = _float_origin(plain, name)
     known = node if node is not None and node.op_type == origin.op_type else origin
     return str(known.name or known.output[0])
+
+
+def _readers(plain: Links, name: str) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    waiting = [name]
+    while waiting:
+        for node in plain.takers.get(waiting.pop(0), []):
+            label = str(node.name or node.output[0])
+            if label not in found and (node.op_type in MOVING or node.op_type in CLIPPING):
+                waiting += list(node.output)
+            found[label] = None
+    return tuple(found)
 
 
 def _float_weight(

@@ -10,6 +10,8 @@ latter where no values were clipped.
 
 from __future__ import annotations
 
+import glob
+import json
 from collections.abc import Iterator
 
 import msgspec
@@ -91,7 +93,7 @@ def _clipped(layer: LayerDiagnosis, activation: ActivationDiagnosis, own: float)
         f"{share} of its values are clipped, up to {_farthest(activation):.3g} at a grid that ends at "
         f"{_end(activation):.3g}"
     )
-    remedy = 'calibrate on more samples, prepared as those of the application, or with ranges = "minmax"'
+    remedy = 'calibrate on more samples, like those of the application, or take ranges = "minmax"'
     return Risk(layer.name, text, remedy, own)
 
 
@@ -116,7 +118,7 @@ def _coarse(layer: LayerDiagnosis, channel: float) -> Risk:
         return Risk(layer.name, text, 'ranges = "mse", or calibrate without the odd samples', channel)
     if weight is not None and weight.bits < 8 and _weight_is_worse(weight, channel):
         text = f"its weight has {weight.bits} bits, which leaves {channel:.0f} dB in its median channel"
-        return Risk(layer.name, text, _override(layer, "weight_bits = 8"), channel)
+        return Risk(layer.name, text, override(layer, "weight_bits = 8"), channel)
     if weight is not None and weight.scales == 1 and weight.channel_spread >= WIDE_SPREAD:
         text = (
             f"one scale serves weight channels that differ {weight.channel_spread:.0f}-fold, which leaves "
@@ -137,8 +139,15 @@ def _weight_is_worse(weight: WeightDiagnosis, channel: float) -> bool:
 def _finer(layer: LayerDiagnosis) -> str:
     if layer.op == "Input":
         return 'scale the channels of the input alike, or take ranges = "mse"'
-    return f"the pass quantize.equalize before, or {_override(layer, 'keep_float = true')}"
+    named = override(layer, "keep_float = true", *layer.readers)
+    return f"the pass quantize.equalize before, or in the recipe {named}"
 
 
-def _override(layer: LayerDiagnosis, setting: str) -> str:
-    return f'[[passes.overrides]] layers = ["{layer.name}"] {setting}'
+def override(layer: LayerDiagnosis, setting: str, *others: str) -> str:
+    """The lines of a recipe for a layer and others, on one line, as an inline table of TOML.
+
+    A tensor has a grid of its own wherever an integer layer reads it, so that what spares a layer's
+    output names its readers too.
+    """
+    names = ", ".join(json.dumps(glob.escape(name), ensure_ascii=False) for name in (layer.name, *others))
+    return f"overrides = [{{ layers = [{names}], {setting} }}]"

@@ -64,7 +64,7 @@ def _cells(each: LayerExplanation) -> list[RenderableType]:
     if len(steps) > 1 and steps[0] != steps[-1]:
         sqnr.append(f"\n{steps[0]}→{steps[-1]}", "dim")
     return [
-        Text.assemble((short(layer.name), "bold"), (f"\n{layer.op}", "dim")),
+        Text.assemble((short(layer.name.removesuffix(f"/{layer.op}")), "bold"), (f"\n{layer.op}", "dim")),
         text.NONE if activation is None else f"{activation.low:.3g}\n{activation.high:.3g}",
         text.NONE if activation is None or not activation.clipped else share(activation.clipped),
         sqnr,
@@ -120,6 +120,6 @@ def share(value: float) -> str:
     return format_share(value) if value >= 1e-3 else "<0.1 %"
 
 
-def short(name: str) -> str:
+def short(name: str, length: int = LONGEST_NAME) -> str:
     """The end of a long name, which tells layers apart."""
-    return name if len(name) <= LONGEST_NAME else "…" + name[-LONGEST_NAME + 1 :]
+    return name if len(name) <= length else "…" + name[-length + 1 :]

@@ -16,7 +16,7 @@ TOP = 16
 GROUND = 214
 COST = 64
 """Height of the strip of costs."""
-LABEL = 74
+LABEL = 84
 """Height that slanted names take below."""
 NAMED = 6
 """Layers whose names are written out."""

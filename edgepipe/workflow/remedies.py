@@ -11,7 +11,6 @@ from edgepipe.errors import EdgepipeError
 from edgepipe.events import Emit, stage
 from edgepipe.quantize.attribution import Bench, costliest
 from edgepipe.quantize.explanation import LayerExplanation, Remedy, is_of_weight
-from edgepipe.quantize.pairing import Links
 from edgepipe.quantize.scheme import Override
 from edgepipe.workflow.recovery import Rerun
 
@@ -39,7 +38,7 @@ def find_remedies(
     if not worst:
         return ()
     found = []
-    overrides = _overrides(bench, worst)
+    overrides = _overrides(worst)
     with stage(emit, "try what would help", total=len(overrides)) as running:
         for done, override in enumerate(overrides, start=1):
             remedy = _measure(bench, worst, override, rerun)
@@ -49,7 +48,7 @@ def find_remedies(
     return tuple(sorted(found, key=lambda remedy: -remedy.gain_db))
 
 
-def _overrides(bench: Bench, worst: Sequence[LayerExplanation]) -> list[Override]:
+def _overrides(worst: Sequence[LayerExplanation]) -> list[Override]:
     """In float, and at 16 bits where some layer's error is that of its grid.
 
     The grid of a tensor is as fine as the layers on both sides of it: its readers are named too.
@@ -59,7 +58,7 @@ def _overrides(bench: Bench, worst: Sequence[LayerExplanation]) -> list[Override
         if each.layer.op != "Input":
             named[each.layer.name] = None
         if not is_of_weight(each):
-            named |= dict.fromkeys(_readers(bench, each.layer.tensor))
+            named |= dict.fromkeys(each.layer.readers)
     patterns = tuple(map(glob.escape, named))
     if not patterns:
         return []
@@ -67,11 +66,6 @@ def _overrides(bench: Bench, worst: Sequence[LayerExplanation]) -> list[Override
     if not all(is_of_weight(each) for each in worst):
         overrides.append(Override(layers=patterns, activation_bits=16))
     return overrides
-
-
-def _readers(bench: Bench, tensor: str) -> list[str]:
-    links = Links(bench.pairing.reference.graph)
-    return [str(node.name or node.output[0]) for node in links.takers.get(tensor, [])]
 
 
 def _measure(
