@@ -1,0 +1,39 @@
+"""AIMET for ONNX: https://quic.github.io/aimet-pages (quantization simulation, CLE, AdaRound)."""
+
+from __future__ import annotations
+
+import aimet_onnx
+import onnx
+from adapter import Reply, Request, serve
+from aimet_onnx.cross_layer_equalization import equalize_model
+
+ADAROUND_BATCH = 4
+"""Samples for an iteration of AdaRound, at most 32: small ones leave time for more iterations."""
+
+
+def quantize(request: Request) -> Reply:
+    """Settings: equalize, adaround (iterations a layer), weight_bits, config_file."""
+    settings = request.settings
+    model = onnx.load(str(request.onnx))
+    artifact = request.folder / "int8.onnx"
+    if settings.get("equalize"):
+        equalize_model(model)
+    first = request.feeds()[0]
+    sim = aimet_onnx.QuantizationSimModel(
+        model,
+        param_type=f"int{settings.get('weight_bits', 8)}",
+        activation_type="int8",
+        quant_scheme=settings.get("scheme", "min_max"),
+        config_file=settings.get("config_file", "default"),
+        dummy_input=first,
+    )
+    if settings.get("adaround"):
+        feeds = request.feeds(ADAROUND_BATCH)
+        aimet_onnx.apply_adaround(sim, feeds, num_iterations=settings["adaround"])
+    sim.compute_encodings(request.feeds())
+    onnx.save(sim.to_onnx_qdq(prequantize_constants=True, export_int32_bias=True), str(artifact))
+    return Reply({"onnx": artifact}, {})
+
+
+if __name__ == "__main__":
+    serve(("aimet-onnx", "onnxruntime", "onnx", "torch"), quantize)

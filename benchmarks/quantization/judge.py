@@ -1,0 +1,210 @@
+"""The one judge of every tool's artifacts: same code, same runtimes, same samples; answers in a JSON line.
+
+    judge.py predict REQUEST    outputs on the evaluation samples, kept as .npy, with what they are worth
+    judge.py rank REQUEST       which artifacts of a model are within noise of the first
+    judge.py floor REQUEST      seconds that the bare forward passes over the calibration samples take
+    judge.py latency REQUEST    latency of each artifact beside the float model's, in turns
+
+Runs in edgepipe's environment. Sessions have the runtimes' default optimizations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepipe import evaluate
+from edgepipe.bundle import Port
+from edgepipe.runtime import from_port, to_port
+
+FLOOR_BATCHES = (1, 16)
+"""Batch sizes that the bare forward passes are tried with; the faster one counts."""
+WARM_UP, TIMED = 3, 20
+RESAMPLES = 2000
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def predict(request: dict[str, Any]) -> dict[str, Any]:
+    """Outputs of one artifact on the evaluation samples, compared with the float model's."""
+    samples = np.load(request["evaluation"])
+    x, y = samples["x"], samples["y"]
+    run, batch = open_artifact(Path(request["path"]), request["format"], request["tflite_input_axes"], 0)
+    outputs = np.concatenate([run(x[i : i + batch]) for i in range(0, len(x), batch)])
+    np.save(request["outputs"], outputs)
+    answer: dict[str, Any] = {"size_bytes": Path(request["path"]).stat().st_size}
+    reference = np.load(request["reference"]) if request["reference"] else outputs
+    answer["not_finite"] = int(np.count_nonzero(~np.isfinite(outputs)))
+    answer["sqnr_db"] = None if answer["not_finite"] else evaluate.sqnr_db(reference, outputs)
+    comparison = evaluate.compare(reference.argmax(1), outputs.argmax(1), y)
+    assert comparison.accuracy is not None
+    assert comparison.reference_accuracy is not None
+    answer["accuracy"] = comparison.accuracy.value
+    answer["lost_points"] = 100 * (comparison.reference_accuracy.value - comparison.accuracy.value)
+    answer["agreement"] = list(_plain(comparison.agreement))
+    return answer
+
+
+def rank(request: dict[str, Any]) -> dict[str, Any]:
+    """For each artifact: is it within noise of the first in agreement, in SQNR?
+
+    Agreement by McNemar's exact test of both artifacts' samples that agree with float; SQNR by a paired
+    bootstrap over samples of the difference in dB. Both at 95 %.
+    """
+    reference = np.load(request["reference"])
+    named = reference.argmax(1)
+    outputs = {key: np.load(path) for key, path in request["outputs"].items()}
+    agrees = {key: output.argmax(1) == named for key, output in outputs.items()}
+    noise = {
+        key: np.nan_to_num(np.square(output.astype(np.float64) - reference).sum(1), nan=np.inf)
+        for key, output in outputs.items()
+    }
+    first_agreement = max(agrees, key=lambda key: (agrees[key].sum(), -noise[key].sum()))
+    first_sqnr = min(noise, key=lambda key: float(noise[key].sum()))
+    rows = np.random.default_rng(0).integers(0, len(named), (RESAMPLES, len(named)))
+    least = noise[first_sqnr][rows].sum(1)
+    ranks = {}
+    for key in outputs:
+        ahead = int(np.count_nonzero(agrees[first_agreement] & ~agrees[key]))
+        behind = int(np.count_nonzero(agrees[key] & ~agrees[first_agreement]))
+        finite = bool(np.isfinite(noise[key]).all())
+        behind_db = 10 * np.log10(noise[key][rows].sum(1) / least) if finite else np.full(RESAMPLES, np.inf)
+        ranks[key] = {
+            "first_in_agreement": key == first_agreement,
+            "agreement_p_value": evaluate.mcnemar(ahead, behind),
+            "first_in_sqnr": key == first_sqnr,
+            "sqnr_behind_db": [float(np.quantile(behind_db, q)) for q in (0.025, 0.975)] if finite else None,
+        }
+    return ranks
+
+
+def floor(request: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the calibration samples' bare forward passes, in the better of two batch sizes."""
+    x = np.load(request["calibration"])["x"]
+    run, largest = open_artifact(Path(request["path"]), "onnx", [], 0)
+    found = []
+    for batch in FLOOR_BATCHES:
+        if batch > largest:
+            continue
+        run(x[:batch])
+        started, began = time.perf_counter(), time.process_time()
+        for i in range(0, len(x), batch):
+            run(x[i : i + batch])
+        found.append((time.perf_counter() - started, time.process_time() - began))
+    seconds, cpu_seconds = min(found)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def latency(request: dict[str, Any]) -> dict[str, Any]:
+    """Median latency of every artifact on one thread, as a ratio to the float model's before and after."""
+    x = np.load(request["evaluation"])["x"][:1]
+    axes = request["tflite_input_axes"]
+    base = {kind: bare(Path(path), kind, axes, x) for kind, path in request["floats"].items()}
+    answer: dict[str, Any] = {"float_ms": {kind: time_ms(run) for kind, run in base.items()}, "ratio": {}}
+    for key, artifact in request["artifacts"].items():
+        run = bare(Path(artifact["path"]), artifact["format"], axes, x)
+        before = time_ms(base[artifact["format"]])
+        found = time_ms(run)
+        after = time_ms(base[artifact["format"]])
+        answer["ratio"][key] = 2 * found / (before + after)
+    return answer
+
+
+def time_ms(run: Callable[[], object]) -> float:
+    """Median of a call's time."""
+    for _ in range(WARM_UP):
+        run()
+    times = []
+    for _ in range(TIMED):
+        started = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - started)
+    return float(np.median(times)) / 1e6
+
+
+def open_artifact(path: Path, kind: str, axes: list[int], threads: int) -> tuple[Run, int]:
+    """A function from samples to the one output, in float, and how many samples it takes at a time."""
+    if kind == "onnx":
+        return _open_onnx(path, threads)
+    return _open_tflite(path, axes, threads), 1
+
+
+def bare(path: Path, kind: str, axes: list[int], x: NDArray[np.float32]) -> Callable[[], object]:
+    """A call of the runtime alone, its input in place."""
+    if kind == "onnx":
+        session = _onnx_session(path, 1)
+        feed = {session.get_inputs()[0].name: x}
+        return lambda: session.run(None, feed)
+    interpreter = _interpreter(path, 1)
+    detail = interpreter.get_input_details()[0]
+    interpreter.set_tensor(detail["index"], to_port(x, _port(detail, axes)))
+    call: Callable[[], object] = interpreter.invoke
+    return call
+
+
+def _open_onnx(path: Path, threads: int) -> tuple[Run, int]:
+    session = _onnx_session(path, threads)
+    port = session.get_inputs()[0]
+    size = port.shape[0]
+
+    def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.run(None, {port.name: np.ascontiguousarray(x)})[0].reshape(len(x), -1)
+
+    return run, size if isinstance(size, int) else max(FLOOR_BATCHES)
+
+
+def _onnx_session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _open_tflite(path: Path, axes: list[int], threads: int) -> Run:
+    interpreter = _interpreter(path, threads or 2)
+    source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    into, out = _port(source, axes), _port(result, list(range(len(result["shape"]))))
+
+    def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        interpreter.set_tensor(source["index"], to_port(x, into))
+        interpreter.invoke()
+        return from_port(interpreter.get_tensor(result["index"]), out).reshape(len(x), -1)
+
+    return run
+
+
+def _interpreter(path: Path, threads: int) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _port(detail: dict[str, Any], axes: list[int]) -> Port:
+    scale, zero_point = detail["quantization"]
+    return Port(
+        name=detail["name"],
+        dtype=np.dtype(detail["dtype"]).name,
+        shape=tuple(int(size) for size in detail["shape"]),
+        permutation=tuple(axes),
+        scale=float(scale) or None,
+        zero_point=int(zero_point),
+    )
+
+
+def _plain(estimate: evaluate.Estimate) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
+
+
+if __name__ == "__main__":
+    questions = {"predict": predict, "rank": rank, "floor": floor, "latency": latency}
+    print("\n" + json.dumps(questions[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))), flush=True)
