@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepipe.graph import edit, joins, qlinear
+from edgepipe.graph import channelwise, edit, joins, qlinear
 
 if TYPE_CHECKING:
     import onnx
@@ -44,6 +44,7 @@ def settle(proto: onnx.ModelProto) -> onnx.ModelProto:
     _fold_weights(graph)
     _fold_transposes(graph)
     _free_bounds(graph)
+    channelwise.unify(graph)
     joins.complete(graph)
     _round_biases(graph)
     common.TopologicalSortPass()(graph_model)

@@ -67,16 +67,36 @@ def make_torch_net():
     return net
 
 
+def make_torch_chain():
+    """Depthwise convolutions in a chain, as MobileNetV1 is made of, behind ReLU and behind ReLU6."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(12)
+    layers = [
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(),
+        nn.Conv2d(8, 12, 1), nn.ReLU6(), nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU6(),
+        nn.Conv2d(12, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    ]  # fmt: skip
+    return nn.Sequential(*layers).eval()
+
+
 def net():
-    """The float net itself."""
+    """The float nets themselves."""
+    _export(make_torch_net(), "net.onnx")
+    _export(make_torch_chain(), "chain.onnx")
+
+
+def _export(module, name):
     import torch
 
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
-        make_torch_net(), (torch.zeros(2, 3, 16, 16),), dynamo=True, opset_version=18,
-        input_names=["x"], output_names=["y"], dynamic_shapes={"x": {0: batch}}, external_data=False,
+        module, (torch.zeros(2, 3, 16, 16),), dynamo=True, opset_version=18,
+        input_names=["x"], output_names=["y"], dynamic_shapes=({0: batch},), external_data=False,
     )  # fmt: skip
-    write(program.model_proto, "net.onnx")
+    write(program.model_proto, name)
 
 
 def write(proto, name):
@@ -146,6 +166,8 @@ def nncf():
     }
     for name, options in forms.items():
         write(tool.quantize(onnx.load(NET), data, subset_size=SAMPLES, **options), f"nncf_{name}.onnx")
+    chain = onnx.load(HERE / "chain.onnx")
+    write(tool.quantize(chain, data, subset_size=SAMPLES, fast_bias_correction=True), "nncf_depthwise.onnx")
 
 
 def modelopt():
