@@ -35,6 +35,7 @@ from edgepipe.passes import Pass
 
 PASSES = {
     "graph.simplify": "edgepipe.graph.simplify:Simplify",
+    "quantize.dynamic": "edgepipe.quantize.dynamic:QuantizeDynamic",
     "quantize.mixed": "edgepipe.quantize.mixed:QuantizeMixed",
     "quantize.static": "edgepipe.quantize.static:QuantizeStatic",
 }

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from edgepipe.bundle import Port
-from edgepipe.convert import opset, qdq
+from edgepipe.convert import floats, opset, qdq
 from edgepipe.convert.emission import Emission, PortType
 from edgepipe.convert.precision import precision_of
 from edgepipe.errors import ModelError, UnsupportedOp
@@ -61,11 +61,15 @@ def emit(model: Model, *, activation: Activation, ports: PortType = "float32") -
     quantized = is_quantized(model)
     precision = precision_of(model.to_onnx())
     proto = _without_overhangs(model) if quantized else model.to_onnx()
-    if quantized:
+    if precision == "dynamic":
+        floats.multiply_dynamically(proto)
+    elif quantized:
         qdq.set_activation_type(proto, "uint8" if activation == "uint8" else "int8")
         if activation != "int8-symmetric":  # TensorRT fuses the function with the op before it
             qdq.quantize_before_clipping(proto)
         qdq.widen_int4(proto)
+    if quantized:
+        floats.keep_weights_float(proto)
     grids = qdq.strip_boundary(proto) if quantized and ports == "integer" else {}
     version = opset.lower(proto)
     del proto.graph.value_info[:]  # the runtime infers shapes itself

@@ -26,7 +26,7 @@ class PortGrid(msgspec.Struct, frozen=True):
     zero_point: int
 
 
-class _Links:
+class Links:
     """Who makes and who takes each tensor of a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -44,7 +44,7 @@ def set_activation_type(proto: onnx.ModelProto, dtype: Literal["int8", "uint8"])
 
     The reals stay the same: integers and zero points shift by 128 together. Weights are left alone.
     """
-    links = _Links(proto.graph)
+    links = Links(proto.graph)
     shifted = _Shifted(proto.graph, links, dtype)
     for node in proto.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in links.constants:
@@ -64,7 +64,7 @@ def set_activation_type(proto: onnx.ModelProto, dtype: Literal["int8", "uint8"])
     shifted.drop_unused()
 
 
-def _is_operand(node: onnx.NodeProto, links: _Links) -> bool:
+def _is_operand(node: onnx.NodeProto, links: Links) -> bool:
     """Whether the node dequantizes a constant that is no weight and no bias."""
     if node.input[0] not in links.constants or links.constants[node.input[0]].data_type not in _BYTE_TYPES():
         return False
@@ -81,7 +81,7 @@ def _BYTE_TYPES() -> tuple[int, int]:  # noqa: N802
 class _Shifted:
     """Makes the shifted copies of constants, one for each."""
 
-    def __init__(self, graph: onnx.GraphProto, links: _Links, dtype: str) -> None:
+    def __init__(self, graph: onnx.GraphProto, links: Links, dtype: str) -> None:
         self.graph = graph
         self.links = links
         self.dtype = dtype
@@ -178,7 +178,7 @@ def quantize_before_clipping(proto: onnx.ModelProto) -> None:
     """
     import onnx
 
-    links = _Links(proto.graph)
+    links = Links(proto.graph)
     placed: list[onnx.NodeProto] = []
     for node in proto.graph.node:
         quantizer = _quantizer_behind_clipping(node, links)
@@ -195,7 +195,7 @@ def quantize_before_clipping(proto: onnx.ModelProto) -> None:
     proto.graph.node.extend(copies)
 
 
-def _quantizer_behind_clipping(node: onnx.NodeProto, links: _Links) -> onnx.NodeProto | None:
+def _quantizer_behind_clipping(node: onnx.NodeProto, links: Links) -> onnx.NodeProto | None:
     """The Q that alone takes a Relu or Clip which alone takes a quantized linear op; None elsewhere."""
     if node.op_type not in ("Relu", "Clip"):
         return None
@@ -208,7 +208,7 @@ def _quantizer_behind_clipping(node: onnx.NodeProto, links: _Links) -> onnx.Node
     return takers[0][0] if len(takers) == 1 and takers[0][0].op_type == "QuantizeLinear" else None
 
 
-def _takes_dequantized(node: onnx.NodeProto, links: _Links) -> bool:
+def _takes_dequantized(node: onnx.NodeProto, links: Links) -> bool:
     producers = [links.producer.get(name) for name in node.input if name]
     return all(each is not None and each.op_type == "DequantizeLinear" for each in producers)
 
@@ -224,7 +224,7 @@ def strip_boundary(proto: onnx.ModelProto) -> dict[str, PortGrid]:
     grids = dict[str, PortGrid]()
     for find in (_quantized_inputs, _quantized_outputs):
         for value, node, integers in list(find(proto.graph)):
-            grid = _grid(node, _Links(proto.graph))
+            grid = _grid(node, Links(proto.graph))
             if grid is not None:
                 grids[value.name] = grid
                 _replace_by_port(proto.graph, node, integers, value)
@@ -254,7 +254,7 @@ def _element_type(dtype: str) -> int:
 
 
 def _quantized_inputs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.ValueInfoProto, onnx.NodeProto, str]]:
-    links = _Links(graph)
+    links = Links(graph)
     for value in graph.input:
         takers = links.consumers.get(value.name, [])
         if len(takers) == 1 and takers[0][0].op_type == "QuantizeLinear" and value.name not in links.outputs:
@@ -262,7 +262,7 @@ def _quantized_inputs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.ValueInfoPr
 
 
 def _quantized_outputs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.ValueInfoProto, onnx.NodeProto, str]]:
-    links = _Links(graph)
+    links = Links(graph)
     inputs = {value.name for value in graph.input}
     for value in graph.output:
         node = links.producer.get(value.name)
@@ -273,7 +273,7 @@ def _quantized_outputs(graph: onnx.GraphProto) -> Iterator[tuple[onnx.ValueInfoP
             yield value, node, node.input[0]
 
 
-def _grid(node: onnx.NodeProto, links: _Links) -> PortGrid | None:
+def _grid(node: onnx.NodeProto, links: Links) -> PortGrid | None:
     """Scale and zero point of a Q or DQ with one of each, in constants."""
     import onnx
 

@@ -155,13 +155,13 @@ def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
     node = linear.node
     name = str(node.inputs[1].name)
     weight = linear.weight.astype(_int4()) if linear.bits <= INT4_BITS else linear.weight
-    _write_constant(graph, (node, 1), name, weight, linear.scales, linear.axis)
+    write_constant(graph, (node, 1), name, weight, linear.scales, linear.axis)
     if linear.bias is not None and linear.bias_scales is not None:
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         bias = node.inputs[2]
         name = str(bias.name) if bias is not None else f"{node.outputs[0].name}.bias"
-        _write_constant(graph, (node, 2), name, linear.bias, linear.bias_scales, 0)
+        write_constant(graph, (node, 2), name, linear.bias, linear.bias_scales, 0)
 
 
 def _int4() -> np.dtype[Any]:
@@ -170,7 +170,7 @@ def _int4() -> np.dtype[Any]:
     return np.dtype(ml_dtypes.int4)
 
 
-def _write_constant(
+def write_constant(
     graph: ir.Graph,
     place: tuple[ir.Node, int],
     name: str,

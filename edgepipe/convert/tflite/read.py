@@ -32,6 +32,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "Unsqueeze": ("", "axes"),
     "Upsample": ("", "scales"),
 }
+# Setting of a node whose activations the kernel is to quantize as they come.
+DYNAMIC = "quantizes_dynamically"
 # Ops that hand their first input on as it is at inference.
 ALIASES = frozenset({"Identity", "Dropout"})
 # Ops that only move elements: a per-tensor grid survives them.
@@ -73,6 +75,7 @@ class _Reader:
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}
+        self.dynamic: set[str] = set()
         for tensor in self.proto.graph.initializer:
             self.constant(tensor.name, numpy_helper.to_array(tensor))
         self.inputs = tuple(spec.name for spec in model.inputs)
@@ -91,11 +94,15 @@ class _Reader:
         self.values[name] = Value(name, data.shape, dtype, data, grid)
 
     def add(self, proto: onnx.NodeProto) -> None:
-        """Takes in one ONNX node."""
+        """Takes in one ONNX node; what is quantized at run time stays float, and its readers are told."""
         from onnx import numpy_helper
 
         if proto.domain not in {"", "ai.onnx"}:
             raise _refusal(proto, f"it is of the domain {proto.domain}, not of standard ONNX")
+        if proto.op_type == "DynamicQuantizeLinear" or self.dynamic.intersection(proto.input[1:]):
+            self.dynamic.update(proto.output)
+            self.aliases[proto.output[0]] = self.resolve(proto.input[0])
+            return
         inputs = [self.values[self.resolve(name)] if name else None for name in proto.input]
         if proto.op_type == "QuantizeLinear":
             self.quantize(proto, inputs)
@@ -220,6 +227,8 @@ class _Reader:
             if dtype in {"float16", "float64"}:
                 raise _refusal(proto, f"it computes in {dtype}")
             self.values[name] = Value(name, shape, dtype)
+        if proto.input[0] in self.dynamic:
+            settings[DYNAMIC] = True
         outputs = tuple(proto.output)
         name = proto.name or outputs[0]
         self.nodes.append(Node(proto.op_type, name, tuple(names), outputs, settings, self.opset))

@@ -137,6 +137,8 @@ _RELEASES = {
 # No version of FULLY_CONNECTED says that its weights have a scale for each channel, and old kernels would
 # compute nonsense without a word: this is the oldest release whose kernels were tried and are right.
 _DENSE_PER_CHANNEL = (2, 14)
+# The same on int4 weights, which 2.14 refuses, and on int16 activations, where it may err.
+_DENSE_PER_CHANNEL_OF_OTHERS = (2, 17)
 # The first tflite-runtime on PyPI; everything else that is emitted is older.
 _FLOOR = (2, 5)
 
@@ -157,13 +159,26 @@ _SPECIAL: tuple[tuple[frozenset[str], Callable[[Use], bool], int], ...] = (
 
 def lowest_version(use: Use) -> int:
     """The lowest version of a builtin operator that expresses this use of it."""
-    types = {tensor.dtype for tensor in use.inputs}
+    types = [tensor.dtype for tensor in use.inputs[:2]]
+    if types == ["float32", "int8"]:
+        return _hybrid_version(use)
     table = _INT16 if "int16" in types else _INT4 if "int4" in types else _INT8 if "int8" in types else {}
     usual = table.get(use.code, 1)
     if use.code == "QUANTIZE" and use.output.dtype == "int16":
         usual = 2
     special = (version for codes, applies, version in _SPECIAL if use.code in codes and applies(use))
     return max(usual, *special, 1)
+
+
+def _hybrid_version(use: Use) -> int:
+    """Version of an op that takes floats and int8 weights, and quantizes the floats itself."""
+    grid = use.inputs[1].grid
+    per_channel = grid is not None and grid.axis is not None
+    if use.code == "FULLY_CONNECTED":
+        return 12 if per_channel else 9
+    first = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 4}[use.code]
+    special = 6 if use.code == "CONV_2D" and use.inputs[0].shape[-1] != use.inputs[1].shape[-1] else 0
+    return max({"CONV_2D": 5, "DEPTHWISE_CONV_2D": 6}[use.code] if per_channel else first, special)
 
 
 def least_runtimes(program: Program) -> dict[str, str]:
@@ -177,8 +192,10 @@ def least_runtimes(program: Program) -> dict[str, str]:
 
 
 def _release(program: Program, operator: Operator) -> tuple[int, int]:
+    least = _RELEASES.get((operator.code, operator.version), _FLOOR)
     if operator.code == "FULLY_CONNECTED":
-        grid = program.tensors[operator.inputs[1]].grid
-        if grid is not None and len(grid.scale) > 1:
-            return _DENSE_PER_CHANNEL
-    return _RELEASES.get((operator.code, operator.version), _FLOOR)
+        source, weight = (program.tensors[index] for index in operator.inputs[:2])
+        if weight.grid is not None and len(weight.grid.scale) > 1:
+            plain = weight.dtype == "int8" and source.dtype == "int8"
+            return max(least, _DENSE_PER_CHANNEL if plain else _DENSE_PER_CHANNEL_OF_OTHERS)
+    return least

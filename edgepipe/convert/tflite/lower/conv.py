@@ -7,7 +7,7 @@ import numpy as np
 
 from edgepipe.convert.tflite.graph import Array
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
-from edgepipe.convert.tflite.lower.weights import integer_weights
+from edgepipe.convert.tflite.lower.weights import hybrid_weights, integer_weights
 from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
 from edgepipe.convert.tflite.program import Options, Tensor
 
@@ -81,6 +81,11 @@ def _weights(site: Site, order: tuple[int, ...], *, pointwise: bool) -> tuple[Te
         kernel = site.builder.constant(weight.name, data, grid)
         name = bias.name if bias else f"{weight.name}/bias"
         return kernel, site.builder.constant(name, ready.bias, ready.bias_grid)
+    if site.dynamic:
+        ready = hybrid_weights(site, weight, 0, bias)
+        grid = msgspec.structs.replace(ready.weight_grid, axis=order.index(0))
+        kernel = site.builder.constant(weight.name, _over_two_axes(ready.weight).transpose(order), grid)
+        return kernel, site.builder.constant(bias.name if bias else f"{weight.name}/bias", ready.bias)
     kernel = site.builder.constant(
         weight.name, _over_two_axes(weight.real()).transpose(order).astype(np.float32)
     )

@@ -8,7 +8,7 @@ import numpy as np
 from edgepipe.convert.tflite.graph import Array, Grid, Value
 from edgepipe.convert.tflite.layout import Layout, plain
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
-from edgepipe.convert.tflite.lower.weights import integer_weights
+from edgepipe.convert.tflite.lower.weights import hybrid_weights, integer_weights
 from edgepipe.convert.tflite.program import Tensor
 
 
@@ -45,6 +45,7 @@ def _fully_connected(site: Site, *, transposed: bool) -> None:
         "FullyConnectedOptions",
         fusedActivationFunction=site.node.activation,
         keepNumDims=len(source.shape) > 2,
+        asymmetricQuantizeInputs=site.dynamic,
     )
     site.builder.operator("FULLY_CONNECTED", [source, kernel, bias], [result], fields)
 
@@ -58,10 +59,14 @@ def _weights(site: Site, weight: Value, layout: Layout) -> tuple[Tensor, Tensor]
         ready = integer_weights(site, weight, 0, bias)
         grid = _merged(ready.weight_grid)
         kernel = site.builder.constant(name, layout.arrange(ready.weight), grid)
-        bias_grid = _merged(ready.bias_grid)
+        bias_grid = None if ready.bias_grid is None else _merged(ready.bias_grid)
         return kernel, site.builder.constant(f"{name}/bias", ready.bias, bias_grid)
     if site.integer:
         raise site.refuse("it is quantized, with an alpha other than 1")
+    if site.dynamic and site.setting("alpha", 1.0) == 1.0:
+        ready = hybrid_weights(site, weight, 0, bias)
+        kernel = site.builder.constant(name, layout.arrange(ready.weight), _merged(ready.weight_grid))
+        return kernel, site.builder.constant(f"{name}/bias", ready.bias)
     scaled = (weight.real() * site.setting("alpha", 1.0)).astype(np.float32)
     kernel = site.builder.constant(name, layout.arrange(scaled))
     real = np.zeros(channels) if bias is None else bias.real()

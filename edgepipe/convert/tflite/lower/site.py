@@ -13,6 +13,7 @@ from edgepipe.convert.tflite.builder import Builder, View, options
 from edgepipe.convert.tflite.graph import Grid, Node, Value
 from edgepipe.convert.tflite.layout import Layout, plain
 from edgepipe.convert.tflite.program import Tensor
+from edgepipe.convert.tflite.read import DYNAMIC
 from edgepipe.errors import UnsupportedOp
 
 
@@ -35,6 +36,11 @@ class Site:
         """Width of the integers that the node writes, where it computes on integers."""
         grid = self.result().grid
         return 8 if grid is None else grid.bits
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the node takes floats, and its kernel quantizes them as they come."""
+        return not self.integer and bool(self.setting(DYNAMIC)) and self.value(1).grid is not None
 
     def has(self, index: int) -> bool:
         """Whether the optional input is given."""

@@ -24,13 +24,13 @@ class IntegerWeights(msgspec.Struct, frozen=True, eq=False):
         weight: int8, in the shape that it was given.
         bias: int32 [channels], scale ``s_input * s_weight``; int64 where activations have 16 bits.
         weight_grid: One symmetric step for each output channel.
-        bias_grid: One step for each output channel.
+        bias_grid: One step for each output channel; None for a bias in float32.
     """
 
     weight: Array
     bias: Array
     weight_grid: Grid
-    bias_grid: Grid
+    bias_grid: Grid | None
 
 
 def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) -> IntegerWeights:
@@ -48,16 +48,8 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
     Raises:
         UnsupportedOp: The weights are asymmetric, or quantized along another axis.
     """
-    grid, data = weight.grid, weight.data
-    if grid is None or data is None:
-        raise TypeError(f"{weight.name} is not quantized")
-    if any(grid.zero_point):
-        raise site.refuse("its weights have a zero point", "quantize weights symmetrically (zero point 0)")
-    if grid.axis not in {None, axis}:
-        raise site.refuse("its weights are quantized along another axis than that of output channels")
-    channels = weight.shape[axis]
-    flat = np.moveaxis(data, axis, 0).reshape(channels, -1)
-    scale: Array = np.resize(np.array(grid.scale), channels)
+    scale, flat = _symmetric_scales(site, weight, axis)
+    data, channels = np.asarray(weight.data), len(flat)
     real_bias: Array = np.zeros(channels)
     if bias is not None:
         real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
@@ -75,19 +67,58 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
     return IntegerWeights(
         data,
         integers,
-        Grid(tuple(map(float, scale)), zeros, axis, _stored_bits(site, grid)),
+        Grid(tuple(map(float, scale)), zeros, axis, _stored_bits(site, weight)),
         Grid(tuple(map(float, bias_scale)), zeros, 0, bits),
     )
 
 
-def _stored_bits(site: Site, grid: Grid) -> int:
+def hybrid_weights(site: Site, weight: Value, axis: int, bias: Value | None) -> IntegerWeights:
+    """Weights of a node that takes floats and quantizes them itself: int8, with the bias in float32.
+
+    Args:
+        site: The node.
+        weight: Its weights, on a symmetric grid: int8.
+        axis: The axis of output channels.
+        bias: Its bias [channels]; None where it has none.
+
+    Raises:
+        UnsupportedOp: The weights are asymmetric, or quantized along another axis.
+    """
+    scale, flat = _symmetric_scales(site, weight, axis)
+    scale = _usable(scale, flat, 1.0)
+    real = np.zeros(len(flat)) if bias is None else bias.real()
+    zeros = (0,) * len(flat)
+    return IntegerWeights(
+        np.asarray(weight.data),
+        np.asarray(real.reshape(len(flat)), np.float32),
+        Grid(tuple(map(float, scale)), zeros, axis),
+        None,
+    )
+
+
+def _symmetric_scales(site: Site, weight: Value, axis: int) -> tuple[Array, Array]:
+    """Scale of each channel, float64 [channels], and the integers as rows [channels, ...]."""
+    grid, data = weight.grid, weight.data
+    if grid is None or data is None:
+        raise TypeError(f"{weight.name} is not quantized")
+    if any(grid.zero_point):
+        raise site.refuse("its weights have a zero point", "quantize weights symmetrically (zero point 0)")
+    if grid.axis not in {None, axis}:
+        raise site.refuse("its weights are quantized along another axis than that of output channels")
+    channels = weight.shape[axis]
+    flat = np.moveaxis(data, axis, 0).reshape(channels, -1)
+    return np.resize(np.array(grid.scale), channels), flat
+
+
+def _stored_bits(site: Site, weight: Value) -> int:
     """Bits that weights take in the file: int4 where a kernel unpacks it at no great cost, int8 otherwise.
 
     Depthwise kernels have int4 too, but took four times as long as on int8 and longer than in float
     (LiteRT 2.3 on x86), for weights that are few.
     """
     unpacks = site.node.op in INT4_OPS and int(site.setting("group", 1)) == 1
-    return 4 if grid.bits == 4 and site.bits == 8 and unpacks else 8
+    narrow = weight.grid is not None and weight.grid.bits == 4
+    return 4 if narrow and site.bits == 8 and unpacks else 8
 
 
 def _room_for_bias(scale: Array, data: Array, axis: int, least: Array) -> tuple[Array, Array]:
