@@ -99,7 +99,8 @@ def _provenance(explanation: Explanation, top: int) -> Text:
     lines.append(f"on {explanation.samples} {source}")
     rest = len(explanation.layers) - top
     if rest > 0:
-        lines.append(f"and {rest} layers that cost less: --top {len(explanation.layers)}, or --json")
+        others = "layer that costs" if rest == 1 else "layers that cost"
+        lines.append(f"and {rest} {others} less: --top {len(explanation.layers)}, or --json")
     return Text("\n".join(lines), "dim")
 
 
