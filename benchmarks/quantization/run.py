@@ -10,6 +10,7 @@ minute, in turns as well.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -143,8 +144,16 @@ class Run:
             self._fail(model, tool, done.answer["error"], done.answer.get("versions", {}))
             return
         row = self.results["rows"].setdefault(_key(model, tool), {"runs": [], "latency": {}, "artifacts": {}})
+        digests = {
+            kind: hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            for kind, path in done.answer["artifacts"].items()
+        }
+        if row.get("digests") != digests:
+            row["artifacts"], row["latency"] = {}, {}  # another artifact than the one that was judged
+        row["digests"] = digests
         row["versions"], row["settings"] = done.answer["versions"], settings
-        row.setdefault("detail", done.answer["detail"])
+        if number == 1:
+            row["detail"] = done.answer["detail"]
         row["runs"].append({
             "seconds": done.answer["seconds"],
             "passes": done.answer["detail"].get("passes"),
