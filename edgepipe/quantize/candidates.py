@@ -1,26 +1,34 @@
 """What each linear op may become: its weight and bias at every width it could be rounded to.
 
-Rounding is to nearest, with scales that make the weight's squared error least and the bias corrected
-for the mean error: what an honest quantizer does to one layer while all others stay float. Rounding
-that is optimised for the data shrinks the errors of all layers, and hardly changes which layer suffers.
+What a layer costs depends on how it is rounded: optimised rounding spares layers whose inputs are
+correlated far more than others. So candidates are rounded as the layer will be, to nearest or by the error
+of its output, with the bias corrected for the mean error, while all other layers stay float.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgepipe.graph import edit
+from edgepipe.model import Model
 from edgepipe.quantize import grid as g
+from edgepipe.quantize.rounding import round_in_order
 from edgepipe.quantize.scheme import FLOAT_BITS
+from edgepipe.quantize.unfold import count_rows, from_matrix, rows_at, to_matrix
 from edgepipe.quantize.weights import Granularity, channel_axis, mean_output_error
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import onnxruntime
 
+_LEAST_ROWS = 2048
+_ROWS_PER_INPUT = 4
+"""Rows looked at for each input that an output sums over, and at least: enough for moments of full rank."""
 _CLIPPING_RATIOS = tuple(np.linspace(1.0, 0.4, 25).tolist())
 """Parts of a channel's greatest magnitude that a scale may hold."""
 
@@ -48,7 +56,7 @@ def float_constants(node: ir.Node) -> Constants:
 def rounded_constants(
     node: ir.Node, bits: int, granularity: Granularity, input_mean: NDArray[np.float64] | None
 ) -> Constants:
-    """The constants of a linear op with its weight rounded to `bits`.
+    """The constants of a linear op with its weight rounded to the nearest on a grid of `bits`.
 
     Args:
         node: The op.
@@ -61,28 +69,140 @@ def rounded_constants(
     if bits == FLOAT_BITS:
         return exact
     axis = channel_axis(node) if granularity == "per-channel" else None
-    weight = _rounded(exact.weight, axis, bits)
+    weight, _ = _rounded(exact.weight, axis, bits)
     if exact.bias is None or input_mean is None:
         return Constants(weight, exact.bias)
     shift = mean_output_error(node, weight - exact.weight, input_mean)
     return Constants(weight, (exact.bias - shift).astype(np.float32))
 
 
-def _rounded(weight: NDArray[np.float32], axis: int | None, bits: int) -> NDArray[np.float32]:
-    """The weight on the symmetric grid of least squared error, for each channel along `axis` or in all."""
+def optimized_constants(node: ir.Node, bits: int, granularity: Granularity, inputs: Inputs) -> Constants:
+    """The constants of a linear op with its weight rounded by the error of its output.
+
+    The scales are those of `rounded_constants`; the rounding is GPTQ's (Frantar et al. 2023, arXiv
+    2210.17323, algorithm 1), and the bias makes up for the mean error that it leaves.
+
+    Args:
+        node: The op, of a kind that can be unfolded.
+        bits: Bits of the weight's integers; `FLOAT_BITS` leaves it as it is.
+        granularity: A scale for each output channel, or one in all.
+        inputs: What it takes on the calibration samples.
+    """
+    exact = float_constants(node)
+    if bits == FLOAT_BITS:
+        return exact
+    axis = channel_axis(node) if granularity == "per-channel" else None
+    _, scales = _rounded(exact.weight, axis, bits)
+    matrix = to_matrix(node, exact.weight)
+    groups, _, outputs = matrix.shape
+    steps = np.broadcast_to(scales.astype(np.float64), (groups * outputs,)).reshape(groups, outputs)
+    integers = round_in_order(matrix, inputs.damped_gram(), steps, g.weight_max(bits))
+    rounded = integers * steps[:, None, :]
+    weight = from_matrix(node, rounded, exact.weight.shape).astype(np.float32)
+    if exact.bias is None:
+        return Constants(weight, None)
+    shift = np.einsum("gio,gi->go", rounded - matrix, inputs.mean).reshape(-1)
+    return Constants(weight, (exact.bias - shift).astype(np.float32))
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """Moments of the rows that a linear op multiplies its weight with.
+
+    Attributes:
+        mean: Their mean, float64 [groups, inputs].
+        gram: Their second moments about it, or about 0 for an op without bias, float64
+            [groups, inputs, inputs].
+    """
+
+    mean: NDArray[np.float64]
+    gram: NDArray[np.float64]
+
+    def damped_gram(self) -> NDArray[np.float64]:
+        """With 1 % of its mean diagonal added to its diagonal, as in GPTQ: never singular."""
+        size = self.gram.shape[-1]
+        level = 0.01 * np.trace(self.gram, axis1=1, axis2=2) / size
+        return np.asarray(self.gram + np.maximum(level, 1e-12)[:, None, None] * np.eye(size))
+
+
+def input_moments(
+    model: Model, nodes: Sequence[ir.Node], x: NDArray[Any], seed: int
+) -> dict[ir.Node, Inputs]:
+    """Moments of the inputs of linear ops that can be unfolded.
+
+    Args:
+        model: The float model.
+        nodes: The ops.
+        x: Samples, at least one batch of the model.
+        seed: Chooses the rows that are looked at.
+    """
+    size = model.inputs[0].shape[0] or 1
+    sums: dict[ir.Node, list[Any]] = {}
+    watched = {str(value.name) for node in nodes for value in (node.inputs[0], node.outputs[0])}  # type: ignore[union-attr]
+    session, names = _watching(model, sorted(watched - {model.inputs[0].name}))
+    starts = range(0, len(x) // size * size, size)
+    random = np.random.default_rng(seed)
+    for start in starts:
+        batch = np.ascontiguousarray(x[start : start + size])
+        values = dict(zip(names, session.run(names, {model.inputs[0].name: batch}), strict=True))
+        values[model.inputs[0].name] = batch
+        for node in nodes:
+            source, result = (values[str(value.name)] for value in (node.inputs[0], node.outputs[0]))  # type: ignore[union-attr]
+            inputs = to_matrix(node, edit.array_at(node, 1)).shape[1]
+            count = count_rows(node, result.shape)
+            wanted = min(count, -(-max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // len(starts)))
+            places = np.sort(random.choice(count, wanted, replace=False))
+            rows = rows_at(node, source, places, result.shape).astype(np.float64)
+            parts = [rows.sum(1), rows.swapaxes(1, 2) @ rows, rows.shape[1]]
+            sums[node] = (
+                [one + other for one, other in zip(sums[node], parts, strict=True)] if node in sums else parts
+            )
+    return {node: _inputs(*total, centered=node.op_type != "MatMul") for node, total in sums.items()}
+
+
+def _inputs(
+    total: NDArray[np.float64], products: NDArray[np.float64], rows: int, *, centered: bool
+) -> Inputs:
+    mean, gram = total / rows, products / rows
+    return Inputs(mean, gram - mean[:, :, None] * mean[:, None, :] if centered else gram)
+
+
+def _watching(model: Model, names: list[str]) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """A session that returns these tensors."""
+    import onnx
+    import onnxruntime
+
+    proto = model.to_onnx()
+    present = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1  # sums keep their order
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    ), names
+
+
+def _rounded(
+    weight: NDArray[np.float32], axis: int | None, bits: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The weight on the symmetric grid of least squared error, and the scales, [channels] or [1]."""
     others = tuple(each for each in range(weight.ndim) if each != axis)
     greatest = np.abs(weight).max(axis=others, initial=0.0).reshape(-1)
     best = np.full(greatest.shape, np.inf)
-    result = weight
+    result, found = weight, g.weight_scales(greatest, bits)
     for ratio in _CLIPPING_RATIOS:
-        scales = g.along(g.weight_scales(greatest * ratio, bits), axis or 0, weight.ndim)
+        trial_scales = g.weight_scales(greatest * ratio, bits)
+        scales = g.along(trial_scales, axis or 0, weight.ndim)
         largest = g.weight_max(bits)
         trial = np.clip(np.rint(weight / scales), -largest, largest) * scales
         errors = np.square(trial - weight, dtype=np.float64).sum(axis=others).reshape(-1)
         better = errors < best
         best = np.where(better, errors, best)
+        found = np.where(better, trial_scales, found)
         result = np.where(g.along(better, axis or 0, weight.ndim), trial, result)
-    return np.asarray(result, np.float32)
+    return np.asarray(result, np.float32), found
 
 
 def _outputs(node: ir.Node, weight: NDArray[np.float32]) -> int:

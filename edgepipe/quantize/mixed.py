@@ -18,13 +18,19 @@ from edgepipe.model import Model
 from edgepipe.passes import Context
 from edgepipe.quantize import resources
 from edgepipe.quantize.budget import Budget, allocate
-from edgepipe.quantize.candidates import float_constants, rounded_constants
+from edgepipe.quantize.candidates import (
+    float_constants,
+    input_moments,
+    optimized_constants,
+    rounded_constants,
+)
 from edgepipe.quantize.observe import Watch, observe
 from edgepipe.quantize.plan import LINEAR, is_quantizable
 from edgepipe.quantize.resources import Layer
 from edgepipe.quantize.scheme import FLOAT_BITS, ActivationBits, Override, Scheme, assign
 from edgepipe.quantize.sensitivity import Trial, measured_costs, noise_to_signal
 from edgepipe.quantize.static import QuantizeStatic
+from edgepipe.quantize.unfold import is_unfolded
 from edgepipe.runtime import open_session
 
 if TYPE_CHECKING:
@@ -32,6 +38,18 @@ if TYPE_CHECKING:
 
 Width = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Sensitivity = Literal["sqnr", "kl", "gradient"]
+
+
+class Sensitivities(msgspec.Struct, frozen=True):
+    """What layers cost.
+
+    Attributes:
+        layers: The linear ops, in order of computation.
+        costs: The cost of each layer at each of its widths, in error at the outputs.
+    """
+
+    layers: tuple[Layer, ...]
+    costs: tuple[tuple[float, ...], ...]
 
 
 class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
@@ -101,13 +119,12 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
             raise CalibrationDataMissing(
                 "mixed precision needs calibration samples, and there are none", where=model.name
             )
-        graph = edit.open_graph(model).graph
-        nodes, layers = self._layers(graph)
+        nodes, layers = self._layers(edit.open_graph(model).graph)
         budgets = self._budgets(layers, model, context)
         allocate([[0.0] * len(layer.widths) for layer in layers], budgets)  # refuses before any work
         costs = self._costs(model, nodes, layers, context)
         with stage(context.emit, "assign bits") as assigning:
-            chosen = allocate([costs[layer.result] for layer in layers], budgets)
+            chosen = allocate(costs, budgets)
             assigning.detail = _summary(layers, chosen)
         mixed = self._quantize(layers, chosen, model, context)
         single = resources.widest_uniform(layers, budgets)
@@ -115,6 +132,19 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
             return mixed
         uniform = self._quantize(layers, single, model, context)
         return _better(mixed, uniform, model, context)
+
+    def sensitivities(self, model: Model, context: Context) -> Sensitivities:
+        """What each layer of a float model costs at each width, whatever the budget.
+
+        Args:
+            model: A simplified float model.
+            context: Holds calibration samples.
+
+        Raises:
+            EdgepipeError: As `apply`.
+        """
+        nodes, layers = self._layers(edit.open_graph(model).graph)
+        return Sensitivities(tuple(layers), tuple(self._costs(model, nodes, layers, context)))
 
     def _layers(self, graph: ir.Graph) -> tuple[list[ir.Node], list[Layer]]:
         """Linear ops that become integer ones, with the widths that each may have."""
@@ -141,7 +171,8 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         if self.bit_operations_share is not None:
             budgets.append(resources.bit_operations(layers, self.bit_operations_share))
         if self.size_bytes is not None or self.size_share is not None:
-            plain = self._static(self.overrides).apply(model, context).size_bytes
+            nearest = msgspec.structs.replace(self._static(self.overrides), rounding="nearest")
+            plain = nearest.apply(model, context).size_bytes
             fixed = plain - sum(layer.stored_bytes(8) for layer in layers)
             limits = [self.size_bytes, None if self.size_share is None else int(self.size_share * plain)]
             budgets += [resources.size(layers, limit, fixed) for limit in limits if limit is not None]
@@ -158,25 +189,39 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
 
     def _costs(
         self, model: Model, nodes: Sequence[ir.Node], layers: Sequence[Layer], context: Context
-    ) -> dict[str, tuple[float, ...]]:
+    ) -> list[tuple[float, ...]]:
         assert context.calibration is not None  # noqa: S101 - looked at by `apply`
-        means = self._input_means(model, nodes, context.calibration, context)
-        trials = [
-            Trial(
-                layer.result,
-                float_constants(node),
-                tuple(
-                    rounded_constants(node, bits, self.granularity, means.get(node)) for bits in layer.widths
-                ),
-            )
-            for node, layer in zip(nodes, layers, strict=True)
-        ]
+        trials = self._trials(model, nodes, layers, context)
         x = _evenly(context.calibration, self.sensitivity_samples)
         if self.sensitivity == "gradient":
             from edgepipe.quantize.gradients import gradient_costs
 
-            return gradient_costs(model, x, trials, context.seed, context.emit)
-        return measured_costs(model, x, trials, self.sensitivity, context.emit)
+            costs = gradient_costs(model, x, trials, context.seed, context.emit)
+        else:
+            costs = measured_costs(model, x, trials, self.sensitivity, context.emit)
+        return [costs[layer.result] for layer in layers]
+
+    def _trials(
+        self, model: Model, nodes: Sequence[ir.Node], layers: Sequence[Layer], context: Context
+    ) -> list[Trial]:
+        """What each layer would be at each of its widths, rounded as it will be."""
+        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
+        unfolded = [node for node in nodes if is_unfolded(node)] if self.rounding == "gptq" else []
+        x = _evenly(context.calibration, self.sensitivity_samples)
+        moments = input_moments(model, unfolded, x, context.seed) if unfolded else {}
+        means = self._input_means(model, nodes, context.calibration, context)
+        trials = []
+        with stage(context.emit, "round candidates", total=len(nodes)) as rounding:
+            for done, (node, layer) in enumerate(zip(nodes, layers, strict=True), start=1):
+                options = tuple(
+                    optimized_constants(node, bits, self.granularity, moments[node])
+                    if node in moments
+                    else rounded_constants(node, bits, self.granularity, means.get(node))
+                    for bits in layer.widths
+                )
+                trials.append(Trial(layer.result, float_constants(node), options))
+                rounding.advance(done)
+        return trials
 
     def _input_means(
         self, model: Model, nodes: Sequence[ir.Node], data: Dataset, context: Context
