@@ -195,7 +195,7 @@ class Run:
     def _rank(self, model: str, case: dict[str, Any]) -> None:
         """Who is first, and who within noise of it, in each table."""
         for table in SHOWN:
-            outputs = {}
+            outputs, partly_float = {}, []
             for tool in TOOLS:
                 row = self.results["rows"].get(_key(model, tool), {})
                 if tool.table == table and row.get("artifacts"):
@@ -203,10 +203,17 @@ class Run:
                     outputs |= {
                         f"{tool.name}|{each}": str(folder / f"{each}.npy") for each in row["artifacts"]
                     }
+                    partly_float += [
+                        f"{tool.name}|{each}"
+                        for each, artifact in row["artifacts"].items()
+                        if artifact.get("float_layers")
+                    ]
             if not outputs or not all(Path(path).is_file() for path in outputs.values()):
                 continue
             reference = str(Path(case["onnx"]).parent / "float.onnx.npy")
-            ranks = self._ask("rank", Path(reference).parent, {"reference": reference, "outputs": outputs})
+            ranks = self._ask("rank", Path(reference).parent, {
+                "reference": reference, "outputs": outputs, "partly_float": partly_float
+            })  # fmt: skip
             self.results.setdefault("ranks", {})[f"{table}|{model}"] = ranks
         self._keep()
 

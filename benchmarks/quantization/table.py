@@ -29,7 +29,8 @@ code on the same evaluation samples, none of which is a calibration sample. Made
   its 95 % Wilson interval.
 - *SQNR*: of the output scores against the float model's.
 - **bold** is the first of a model's rows; `≈` is within noise of it: McNemar's exact test for agreement
-  (p ≥ 0.05), a paired bootstrap over samples for SQNR (95 % interval of the difference holds 0).
+  (p ≥ 0.05), a paired bootstrap over samples for SQNR (95 % interval of the difference holds 0). Artifacts
+  that leave convolutions or matrix products in float are told apart, and not ranked.
 - *latency*: share of the float model's on the same runtime, one thread, measured in turns; below 1 is faster.
 - *quantize*: seconds from the float model on disk to the artifact on disk; *× forward*: as a multiple of bare
   forward passes over the calibration samples in the same minute; *× CPU*: the same of the processor's
@@ -104,6 +105,9 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
     sqnr = "exact" if found["sqnr_db"] is None else f"{found['sqnr_db']:.1f} dB"
     if found["not_finite"]:
         sqnr = f"{found['not_finite']} NaN or infinite"
+    layers = found.get("float_layers", 0)
+    if layers:  # it is in another race
+        rank = None
     first = rank is not None and rank["first_in_agreement"]
     near = rank is not None and rank["agreement_p_value"] >= 0.05
     interval = rank["sqnr_behind_db"] if rank is not None else None
@@ -119,7 +123,7 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
             f"{statistics.median(run['peak_bytes'] for run in runs) / 2**20:.0f} MiB",
         ]
     return [
-        tool.name,
+        tool.name + (f" ({layers} layers in float)" if layers else ""),
         _runtime(kind),
         f"{100 * found['accuracy']:.1f} % ({found['lost_points']:+.1f})".replace("+-", "-"),
         _marked(f"{value:.1f} %", first, near) + f" [{low:.1f}, {high:.1f}]",
