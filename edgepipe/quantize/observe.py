@@ -130,6 +130,7 @@ class _Counts:
         self.histograms = {name: Histogram() for name in tensors}
         self._waiting: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
         self._samples = 0
+        self.not_numbers: set[str] = set()
 
     def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> bool:
         """Keeps values; True when there are enough to `flush`."""
@@ -144,7 +145,10 @@ class _Counts:
         for name, waiting in self._waiting.items():
             if waiting and np.isfinite(extremes[name]).all():
                 values = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
-                self.histograms[name].add(values, extremes[name])
+                if np.isnan(values.min()):
+                    self.not_numbers.add(name)
+                else:
+                    self.histograms[name].add(values, extremes[name])
             waiting.clear()
 
 
@@ -191,6 +195,7 @@ class _Observers:
                 mean = means.get(name)
                 # maxima may drop NaN, which means keep
                 sound = mean is None or bool(np.isfinite(mean).all())
+                sound = sound and name not in self.counts.not_numbers
                 found[name] = Observation(low if sound else np.nan, high, histograms.get(name), mean, typical)
         return {name: found[name] for name in self.watch.tensors}
 

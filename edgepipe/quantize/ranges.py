@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.data import Dataset
+from edgepipe.events import Emit
+from edgepipe.model import Model
 from edgepipe.quantize.grid import Grid, activation_grid
 from edgepipe.quantize.histogram import Histogram
 from edgepipe.quantize.observe import Observation, Watch, joined, observe
+from edgepipe.quantize.trial import Candidates, least_harmful
 
-__all__ = ["Algorithm", "Observation", "Watch", "choose_grid", "joined", "observe"]
+__all__ = [
+    "Algorithm",
+    "Observation",
+    "RangeChoice",
+    "Shared",
+    "Watch",
+    "choose_grid",
+    "choose_grids",
+    "joined",
+    "observe",
+]
 
 Algorithm = Literal["minmax", "average", "percentile", "entropy", "mse"]
-COUNTING: frozenset[Algorithm] = frozenset({"percentile", "entropy", "mse"})
-"""Algorithms that read the histogram."""
+RangeChoice = Literal[Algorithm, "auto"]
+"""A way for all tensors, or "auto", for each the one that does least harm behind it."""
+_TRIED: tuple[Algorithm, ...] = ("minmax", "percentile", "mse")
+"""What "auto" chooses from, the one to fall back to first. "average" and "entropy" clip far too much on
+small networks: see benchmarks/calibration."""
 _THRESHOLDS = 96
 """Magnitudes at which "entropy" tries to clip, evenly spaced."""
 _LEAST_SHARE = 1 / 16
@@ -26,6 +45,56 @@ _ROUNDS = 24
 """Steps of OCTAV's recursion at most; it converges in about ten."""
 _AROUND = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25)
 """Multiples of the ends that OCTAV finds, whose error is then measured on the counts."""
+
+
+class Shared(msgspec.Struct, frozen=True):
+    """Tensors that share one grid.
+
+    Attributes:
+        tensors: Their names.
+        seen: What calibration saw of all of them, as `joined` gives it.
+        bits: Bits of an integer.
+    """
+
+    tensors: tuple[str, ...]
+    seen: Observation
+    bits: int = 8
+
+
+def choose_grids(
+    model: Model,
+    data: Dataset,
+    shared: Sequence[Shared],
+    ranges: RangeChoice,
+    *,
+    percentile: float,
+    symmetric: bool,
+    emit: Emit,
+) -> tuple[Grid, ...]:
+    """The grid of each set of tensors.
+
+    Args:
+        model: The float model that was observed; only "auto" runs it again.
+        data: The samples that it was observed on.
+        shared: The sets.
+        ranges: How ranges are chosen: one algorithm of `choose_grid` for all, or "auto".
+        percentile: As in `choose_grid`.
+        symmetric: Whether zero points must be 0.
+        emit: Where progress goes.
+    """
+
+    def grid(each: Shared, algorithm: Algorithm) -> Grid:
+        return choose_grid(each.seen, algorithm, percentile=percentile, symmetric=symmetric, bits=each.bits)
+
+    if ranges != "auto":
+        return tuple(grid(each, ranges) for each in shared)
+    grids = {each.tensors: tuple(dict.fromkeys(grid(each, way) for way in _TRIED)) for each in shared}
+    open_ones = [Candidates(tensors, found) for tensors, found in grids.items() if len(found) > 1]
+    chosen = {tensors: found[0] for tensors, found in grids.items()}
+    if open_ones:
+        best = least_harmful(model, open_ones, data, emit)
+        chosen.update(zip((each.tensors for each in open_ones), best, strict=True))
+    return tuple(chosen[each.tensors] for each in shared)
 
 
 def choose_grid(

@@ -17,7 +17,15 @@ from edgepipe.quantize import emit
 from edgepipe.quantize.groups import share_grids
 from edgepipe.quantize.layerwise import Task, recover
 from edgepipe.quantize.plan import Plan, make_plan
-from edgepipe.quantize.ranges import Algorithm, Observation, Watch, choose_grid, joined, observe
+from edgepipe.quantize.ranges import (
+    Observation,
+    RangeChoice,
+    Shared,
+    Watch,
+    choose_grids,
+    joined,
+    observe,
+)
 from edgepipe.quantize.scheme import ActivationBits, Override, Scheme, WeightBits, assign
 from edgepipe.quantize.twin import quantize_activations, walk_both
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
@@ -47,8 +55,10 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         weight_bits: Bits of a weight's integers; those of up to 4 bits are stored as int4.
         activation_bits: Bits of an activation's integers; those of 16 bits are symmetric.
         granularity: A scale for each output channel of a weight, or one for all.
-        ranges: How activation ranges are chosen: "minmax" holds every value seen, "percentile" leaves
-            out the outermost, "mse" makes the mean squared error least.
+        ranges: How activation ranges are chosen: "minmax" holds every value seen, "average" reaches to the
+            mean extremes of a sample, "percentile" leaves out the outermost values, "entropy" loses least
+            information, "mse" makes the mean squared error least; "auto" tries, for each tensor, what does
+            least harm to the layers that read it.
         percentile: Share of the values to hold at either end, in per cent; for "percentile" alone.
         rounding: How weights are rounded: "nearest" each by itself, "gptq" all of an output together
             so that its error on the inputs that occur is least (Frantar et al. 2023, arXiv 2210.17323),
@@ -64,7 +74,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
     weight_bits: WeightBits = 8
     activation_bits: ActivationBits = 8
     granularity: Granularity = "per-channel"
-    ranges: Algorithm = "minmax"
+    ranges: RangeChoice = "minmax"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
     rounding: Rounding = "nearest"
     bias_correction: bool = True
@@ -102,7 +112,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         _check_plan(plan, graph_model, model.name)
         _warn_of_float(plan, context.emit)
         seen = self._observe(model, plan, context.calibration, context.emit)
-        grids = self._grids(plan, seen, symmetric=symmetric)
+        grids = self._grids(model, plan, seen, context.calibration, context)
         with stage(context.emit, "round weights") as rounding:
             linears = [
                 self._linear(node, grids, seen, plan.schemes[node].weight_bits) for node in plan.linears
@@ -131,17 +141,27 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         )
         return observe(model, data, watch, notify)
 
-    def _grids(self, plan: Plan, seen: dict[str, Observation], *, symmetric: bool) -> dict[ir.Value, Grid]:
+    def _grids(
+        self, model: Model, plan: Plan, seen: dict[str, Observation], data: Dataset, context: Context
+    ) -> dict[ir.Value, Grid]:
         grids = dict(plan.fixed)
         ranges = {value: _span(seen[str(value.name)]) for value in plan.tensors}
-        for group in share_grids(plan, ranges):
-            if group[0] in grids:
-                continue
-            together = joined([seen[str(value.name)] for value in group])
-            bits = plan.bits[group[0]]
-            grid = choose_grid(
-                together, self.ranges, percentile=self.percentile, symmetric=symmetric, bits=bits
-            )
+        groups = [group for group in share_grids(plan, ranges) if group[0] not in grids]
+        shared = [
+            Shared(tensors=names, seen=joined([seen[name] for name in names]), bits=plan.bits[group[0]])
+            for group in groups
+            for names in [tuple(str(value.name) for value in group)]
+        ]
+        chosen = choose_grids(
+            model,
+            data,
+            shared,
+            self.ranges,
+            percentile=self.percentile,
+            symmetric=context.target.activation == "int8-symmetric",
+            emit=context.emit,
+        )
+        for group, grid in zip(groups, chosen, strict=True):
             grids.update(dict.fromkeys(group, grid))
         return grids
 

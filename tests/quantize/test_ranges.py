@@ -1,6 +1,7 @@
 """Streamed statistics against numpy on all data at once."""
 
 import itertools
+from typing import get_args
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,12 +11,16 @@ from hypothesis.extra.numpy import arrays
 
 from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
 from edgepipe.events import StageAdvanced, StageStarted, silent
+from edgepipe.quantize.grid import activation_grid, dequantize, quantize
 from edgepipe.quantize.histogram import BINS, Histogram
+from edgepipe.quantize.probes import COUNTED
 from edgepipe.quantize.ranges import (
+    Algorithm,
     Observation,
     Watch,
     choose_grid,
     joined,
+    least_divergence_range,
     least_error_range,
     observe,
     percentile_range,
@@ -31,6 +36,11 @@ def filled(*batches):
     for batch in batches:
         histogram.add(batch)
     return histogram
+
+
+def seen_of(values):
+    ends = float(values.min()), float(values.max())
+    return Observation(*ends, filled(values), typical=ends)
 
 
 def same(left, right):
@@ -169,3 +179,198 @@ def test_several_inputs_are_refused(build_model, make_context):
     model = build_model("net (float[n,3] x, float[n,3] z) => (float[n,3] y) { y = Add(x, z) }")
     with pytest.raises(ModelError, match="one input"):
         observe(model, make_context(np.zeros((2, 3), np.float32)).calibration, watch("y"), silent)
+
+
+def loop_divergence(values_histogram, magnitude):
+    """KL divergence of a clipping magnitude, by loops over bins and SciPy's entropy."""
+    from scipy.stats import entropy
+
+    from edgepipe.quantize.grid import activation_grid
+
+    low, high = max(values_histogram.low, -magnitude), min(values_histogram.high, magnitude)
+    grid = activation_grid(low, high)
+    kept, outside_low, outside_high = [], 0, 0
+    for center, count in zip(values_histogram.centers, values_histogram.counts, strict=True):
+        if center < low:
+            outside_low += count
+        elif center > high:
+            outside_high += count
+        else:
+            step = min(max(round(center / grid.scale) + grid.zero_point, grid.first), grid.last)
+            kept.append((step, float(count)))
+    if not kept or not sum(count for _, count in kept):
+        return np.inf
+    reference = [count for _, count in kept]
+    reference[0] += outside_low
+    reference[-1] += outside_high
+    spread = []
+    for step, count in kept:
+        same_step = [other for at, other in kept if at == step and other]
+        spread.append(sum(same_step) / len(same_step) if count else 0.0)
+    reference, spread = (np.maximum(each, 1e-4) for each in (reference, spread))
+    return entropy(reference, spread)  # SciPy normalizes both
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_least_divergence_is_that_of_loops_with_scipy(rectified):
+    values = np.random.default_rng(6).laplace(size=20_000).astype(np.float32)
+    values = np.maximum(values, 0) if rectified else values
+    histogram = filled(values)
+    greatest = np.abs(values).max()
+    trials = np.linspace(greatest, greatest / 16, 96)
+    divergences = [loop_divergence(histogram, magnitude) for magnitude in trials[::5]]
+    low, high = least_divergence_range(histogram, symmetric=False)
+    assert loop_divergence(histogram, max(-low, high)) <= min(divergences) * (1 + 1e-9)
+    assert (low == 0.0) == rectified
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+@pytest.mark.parametrize("symmetric", [False, True])
+@given(values=VALUES)
+def test_every_grid_is_sound(algorithm, symmetric, values):
+    grid = choose_grid(seen_of(values), algorithm, percentile=99.9, symmetric=symmetric)
+    assert np.isfinite(grid.scale)
+    assert grid.scale >= np.finfo(np.float32).tiny
+    assert grid.first <= grid.zero_point <= grid.last
+    assert grid.low <= 0.0 <= grid.high
+    assert not symmetric or grid.zero_point == 0
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+@pytest.mark.parametrize("value", [0.0, 1e-38, -1e-38, 1e-12, 3.5, -3.5, 1e30, -1e30])
+def test_constant_tensors_have_sound_grids(algorithm, value):
+    values = np.full(50, value, np.float32)
+    grid = choose_grid(seen_of(values), algorithm, percentile=99.9, symmetric=False)
+    assert np.isfinite(grid.scale)
+    assert grid.scale > 0
+    error = np.abs(dequantize(quantize(values, grid), grid).astype(np.float64) - values)
+    assert error.max() <= grid.scale * (0.5 + 1e-6)
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+@pytest.mark.parametrize("bits", [8, 16])
+@given(values=VALUES)
+def test_what_is_not_clipped_is_within_half_a_step(algorithm, bits, values):
+    grid = choose_grid(seen_of(values), algorithm, percentile=99.9, symmetric=False, bits=bits)
+    held = (values >= grid.low) & (values <= grid.high)
+    error = np.abs(dequantize(quantize(values, grid), grid).astype(np.float64) - values)
+    # a unit in the last place of the value, for the float32 division and product
+    assert (error[held] <= grid.scale / 2 + 2 * np.spacing(np.abs(values[held]))).all()
+    zero = np.zeros(1, np.float32)
+    assert dequantize(quantize(zero, grid), grid)[0] == 0.0
+
+
+@given(VALUES)
+def test_16_bits_hold_every_value(values):
+    for algorithm in get_args(Algorithm):
+        grid = choose_grid(seen_of(values), algorithm, percentile=99.0, symmetric=False, bits=16)
+        assert grid == activation_grid(values.min(), values.max(), bits=16)
+        assert grid.zero_point == 0
+
+
+def test_average_is_the_mean_of_the_samples_extremes(net, make_context, compute):
+    x = np.random.default_rng(7).normal(size=(9, 3, 6, 6)).astype(np.float32)
+    x[4] *= 50  # an outlier among the samples
+    seen = observe(net, make_context(x).calibration, watch("x", "c"), silent)
+    _, c = compute(net, x, ["c"])
+    for name, values in {"x": x, "c": c}.items():
+        rows = values.reshape(9, -1)
+        expected = rows.min(1).mean(dtype=np.float64), rows.max(1).mean(dtype=np.float64)
+        assert seen[name].typical == pytest.approx(expected, rel=1e-5)
+        grid = choose_grid(seen[name], "average", percentile=99.0, symmetric=False)
+        assert grid == activation_grid(*seen[name].typical)
+
+
+@pytest.fixture
+def deep(build_model):
+    """Wide enough for the runtime to reduce its activations itself; 16 channels make a block, 8 do not."""
+    rng = np.random.default_rng(1)
+    return build_model(
+        """net (float[n,3,20,20] x) => (float[n,16,20,20] y)
+        { a = Conv <pads=[1,1,1,1]> (x, v)  r = Relu(a)  b = Conv(r, w)  h = Conv <pads=[1,1,1,1]> (r, u)
+          y = Concat <axis=1> (b, h) }""",
+        v=rng.normal(size=(16, 3, 3, 3)).astype(np.float32),
+        w=rng.normal(size=(8, 16, 1, 1)).astype(np.float32),
+        u=rng.normal(size=(8, 16, 3, 3)).astype(np.float32),
+    )
+
+
+def test_what_the_runtime_reduces_is_what_numpy_does(deep, make_context, compute):
+    x = np.random.default_rng(8).normal(size=(5, 3, 20, 20)).astype(np.float32)
+    names = ("x", "a", "r", "b", "h", "y")
+    seen = observe(deep, make_context(x).calibration, watch(*names, **dict.fromkeys(names, 1)), silent)
+    y, *rest = compute(deep, x, names[1:-1])
+    for name, values in zip(names, [x, *rest, y], strict=True):
+        rows = values.reshape(5, -1)
+        assert seen[name].low == pytest.approx(values.min(), rel=1e-5)
+        assert seen[name].high == pytest.approx(values.max(), rel=1e-5)
+        assert seen[name].typical[0] == pytest.approx(rows.min(1).mean(), rel=1e-5)
+        assert seen[name].typical[1] == pytest.approx(rows.max(1).mean(), rel=1e-5)
+        np.testing.assert_allclose(seen[name].mean, values.mean(axis=(0, 2, 3), dtype=np.float64), atol=1e-5)
+        # a sample of the values has their distribution
+        histogram = seen[name].histogram
+        assert histogram.counts.sum() <= 5 * 2 * COUNTED
+        cut = np.searchsorted(np.sort(values.ravel()), 0.3 * values.max()) / values.size
+        counted = histogram.counts[histogram.centers < 0.3 * values.max()].sum() / histogram.counts.sum()
+        assert counted == pytest.approx(cut, abs=0.03)
+
+
+def test_samples_in_any_batches_and_order_give_the_same(deep, make_context, monkeypatch):
+    from edgepipe.quantize import observe as module
+
+    x = np.random.default_rng(9).normal(size=(12, 3, 20, 20)).astype(np.float32)
+    names = ("x", "r", "b", "y")
+    found = []
+    for samples, most in [(x, 64), (x, 5), (x, 1), (x[::-1], 4)]:
+        monkeypatch.setattr(module, "_MOST_SAMPLES", most)
+        seen = observe(deep, make_context(samples.copy()).calibration, watch(*names, b=1), silent)
+        found.append(seen)
+    for seen in found[1:]:
+        for name in names:
+            same(seen[name].histogram, found[0][name].histogram)
+            assert (seen[name].low, seen[name].high) == (found[0][name].low, found[0][name].high)
+            assert seen[name].typical == pytest.approx(found[0][name].typical, rel=1e-12)
+        np.testing.assert_allclose(seen["b"].mean, found[0]["b"].mean, rtol=1e-5, atol=1e-7)
+
+
+def test_memory_does_not_grow_with_the_samples(deep, make_context):
+    import pickle
+
+    rng = np.random.default_rng(10)
+    sizes = []
+    for samples in (16, 160):
+        x = np.clip(rng.normal(size=(samples, 3, 20, 20)), -2, 2).astype(np.float32)
+        x[0, 0, 0, :2] = -2, 2
+        seen = observe(deep, make_context(x).calibration, watch("x", "r", "b", b=1), silent)
+        sizes.append({name: len(pickle.dumps(each.histogram)) for name, each in seen.items()})
+    for name, size in sizes[1].items():
+        assert size <= 2 * sizes[0][name]
+        assert size <= 8 * BINS + 1000
+
+
+def test_nan_that_a_maximum_would_drop_is_found(build_model, make_context):
+    model = build_model(
+        """net (float[n,16,16,16] x) => (float[n,16,16,16] y)
+        { s = Sqrt(x)  y = Conv(s, w) }""",
+        w=np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1),
+    )
+    x = np.random.default_rng(11).uniform(1, 2, size=(3, 16, 16, 16)).astype(np.float32)
+    x[1, 2, 3, 4] = -1
+    for axes, histograms in [({"s": 1, "y": 1}, True), ({"y": 1}, False)]:
+        asked = Watch(tensors=("s", "y"), histograms=histograms, channel_axes=axes)
+        with pytest.raises(DataNotFinite, match="activation"):
+            observe(model, make_context(x).calibration, asked, silent)
+
+
+def test_a_graph_that_uses_the_names_of_probes_is_watched_too(build_model, make_context, compute):
+    model = build_model(
+        """net (float[n,3,20,20] x) => (float[n,16,20,20] y)
+        { probe.high.blocks = Conv(x, w)  y = Relu(probe.high.blocks) }""".replace(
+            "probe.high.blocks", "probe_high"
+        ),
+        w=np.ones((16, 3, 1, 1), np.float32),
+    )
+    x = np.random.default_rng(12).normal(size=(2, 3, 20, 20)).astype(np.float32)
+    seen = observe(model, make_context(x).calibration, watch("probe_high", "y"), silent)
+    _, high = compute(model, x, ["probe_high"])
+    assert seen["probe_high"].low == pytest.approx(high.min(), rel=1e-5)
