@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepipe.graph import edit
+from edgepipe.graph import dense, edit
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def normalize(graph: ir.Graph) -> None:
     """Folds affine maps into the linear op before them, and writes those that remain as Mul and Add."""
     _plain_gemms(graph)
-    _products_to_gemms(graph)
+    dense.products_to_gemms(graph)
     for node in edit.nodes(graph, "Neg", "Pow"):
         _multiply(graph, node)
     for node in edit.nodes(graph, "BatchNormalization", "Mul", "Add", "Sub", "Div"):
@@ -157,22 +157,6 @@ def _plain_gemms(graph: ir.Graph) -> None:
         _set_linear(graph, node, (weight * np.float32(alpha)).astype(np.float32), plain)
         node.attributes.pop("alpha", None)
         node.attributes.pop("beta", None)
-
-
-def _products_to_gemms(graph: ir.Graph) -> None:
-    """Writes each MatMul of a matrix with a constant matrix as a Gemm, which has a bias to fold into."""
-    import onnx_ir as ir
-
-    for node in edit.nodes(graph, "MatMul"):
-        weight, left = edit.constant_input(node, 1), edit.sizes(node.inputs[0])
-        if weight is None or weight.ndim != 2 or left is None or len(left) != 2:
-            continue
-        gemm = ir.node("Gemm", [node.inputs[0], node.inputs[1]], name=node.name)
-        gemm.outputs[0].type, gemm.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-        gemm.outputs[0].name = edit.unused_name(graph, f"{node.outputs[0].name}.gemm")
-        graph.insert_before(node, gemm)
-        edit.replace_value(graph, node.outputs[0], gemm.outputs[0])
-        graph.remove(node, safe=True)
 
 
 def _split_normalization(graph: ir.Graph, node: ir.Node) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgepipe.graph import edit
+from edgepipe.graph.gelu import gelu_chains
 from edgepipe.quantize.grid import LOG_PROBABILITY, PROBABILITY, TANGENT, UNIT_16, Grid
 from edgepipe.quantize.scheme import ActivationBits, Scheme
 
@@ -84,8 +85,9 @@ def make_plan(graph: ir.Graph, schemes: Mapping[ir.Node, Scheme], *, symmetric: 
         symmetric: Whether every zero point must be 0, which leaves no room for the fixed grids.
     """
     quantized, left = [], []
+    inside = gelu_chains(graph)
     for node in edit.nodes(graph):
-        if schemes[node].keep_float:
+        if schemes[node].keep_float or node in inside:
             continue
         if is_quantizable(node):
             quantized.append(node)

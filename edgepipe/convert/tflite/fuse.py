@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 import numpy as np
 
+from edgepipe.convert.tflite.gelu import fuse_gelus
 from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
 from edgepipe.convert.tflite.lower.activation import FUSED, clip_bounds
 
@@ -31,6 +32,7 @@ def fuse(graph: Graph) -> Graph:
         partial(_merge_pairs, merge=_with_pads),
         partial(_merge_pairs, merge=_one_slice),
         _fuse_hard_swishes,
+        fuse_gelus,
         partial(_merge_pairs, merge=_with_activation),
     )
     for step in steps:

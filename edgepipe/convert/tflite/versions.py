@@ -53,6 +53,7 @@ _INT8 = {
     "DEQUANTIZE": 2,
     "FULLY_CONNECTED": 4,
     "GATHER": 2,
+    "GELU": 2,
     "LOGISTIC": 2,
     "LOG_SOFTMAX": 2,
     "MAXIMUM": 2,

@@ -76,6 +76,12 @@ def lower_simple(site: Site, code: str, table: str | None) -> None:
     site.builder.operator(code, [site.read()], [site.define(site.layout())], fields)
 
 
+def lower_gelu(site: Site) -> None:
+    """Gelu, exact or approximated by a tanh."""
+    fields = options("GeluOptions", approximate=site.setting("approximate", "none") == "tanh")
+    site.builder.operator("GELU", [site.read()], [site.define(site.layout())], fields)
+
+
 def lower_leaky_relu(site: Site) -> None:
     """LeakyRelu: alpha * x below 0."""
     fields = options("LeakyReluOptions", alpha=float(site.setting("alpha", 0.01)))
@@ -150,6 +156,7 @@ RULES = {
     "Elu": Rule(partial(lower_simple, code="ELU", table=None)),
     "HardSwish": Rule(partial(lower_simple, code="HARD_SWISH", table="HardSwishOptions")),
     "HardSigmoid": Rule(lower_hard_sigmoid),
+    "Gelu": Rule(lower_gelu),
     "LeakyRelu": Rule(lower_leaky_relu, int16=True),
     "PRelu": Rule(lower_prelu),
     "Softmax": Rule(partial(lower_softmax, code="SOFTMAX", grid=UNIT), int16=True),
