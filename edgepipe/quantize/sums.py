@@ -1,10 +1,10 @@
 """Scales of what is added, chosen so that integer kernels add without an error of their own.
 
 Kernels bring both operands onto the output's grid by integer factors. XNNPACK's have 21 bits: its
-``a_multiplier`` is ``round(scale_a / scale_out * 2**shift)`` (src/microparams-init.c). That moves a few sums in
-a million over a tie, which ONNX Runtime's float factors do not, and in a chain of residual sums every later
-layer carries such a difference on. Scales whose ratios are such integers to begin with leave none; they differ
-from those that calibration chose by less than a millionth.
+``a_multiplier`` is ``round(scale_a / scale_out * 2**shift)`` (src/microparams-init.c). That moves a few
+sums in a million over a tie, which ONNX Runtime's float factors do not, and in a chain of residual sums
+every later layer carries such a difference on. Scales whose ratios are such integers to begin with leave
+none; they differ from those that calibration chose by less than a millionth.
 """
 
 from __future__ import annotations
