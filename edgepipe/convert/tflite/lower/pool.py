@@ -7,11 +7,14 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from edgepipe.convert.tflite.graph import Array
+from edgepipe.convert.tflite.graph import Array, Grid
 from edgepipe.convert.tflite.layout import channels_last
 from edgepipe.convert.tflite.lower.site import Rule, Site, exact_grid, options
 from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
 from edgepipe.convert.tflite.program import Tensor
+
+# Weights that an average may cost, where it is written as a convolution.
+_LARGEST_KERNEL = 2**14
 
 
 def lower_max_pool(site: Site) -> None:
@@ -48,10 +51,49 @@ def lower_average_pool(site: Site) -> None:
     if frame.padding == "VALID":
         real = np.full_like(wanted, frame.height.taps * frame.width.taps)
     source = padded(site, source, frame)
-    if (wanted == real).all():
+    if _is_convolution(site, source, frame, wanted):
+        _write_as_convolution(site, source, frame)
+    elif (wanted == real).all():
         _write(site, "AVERAGE_POOL_2D", source, frame)
     else:
         _write_corrected(site, source, frame, real / wanted)
+
+
+def _is_convolution(site: Site, source: Tensor, frame: Window, counts: Array) -> bool:
+    """Whether an average over a fixed number of taps ends on another grid than its input's.
+
+    AVERAGE_POOL_2D would round on the grid of its input first, and a QUANTIZE again.
+    """
+    taps = frame.height.taps * frame.width.taps
+    moves = site.integer and site.bits == 8 and site.result().grid != source.grid
+    return moves and bool((counts == taps).all()) and taps * source.shape[3] <= _LARGEST_KERNEL
+
+
+def _write_as_convolution(site: Site, source: Tensor, frame: Window) -> None:
+    """An average as a depthwise convolution with equal weights, which rounds once."""
+    taps, channels = frame.height.taps * frame.width.taps, source.shape[3]
+    step = float(np.float32(1 / (127 * taps)))
+    zeros = (0,) * channels
+    shape = (1, frame.height.taps, frame.width.taps, channels)
+    kernel = site.builder.constant(
+        f"{source.name}/mean", np.full(shape, 127, np.int8), Grid((step,) * channels, zeros, 3)
+    )
+    bias_step = float(np.float32(site.step().scale[0] * step))
+    bias = site.builder.constant(
+        f"{source.name}/mean/bias", np.zeros(channels, np.int32), Grid((bias_step,) * channels, zeros, 0, 32)
+    )
+    fields = options(
+        "DepthwiseConv2DOptions",
+        padding=frame.padding,
+        strideH=frame.height.stride,
+        strideW=frame.width.stride,
+        dilationHFactor=1,
+        dilationWFactor=1,
+        depthMultiplier=1,
+        fusedActivationFunction=site.node.activation,
+    )
+    with spatial_output(site) as result:
+        site.builder.operator("DEPTHWISE_CONV_2D", [source, kernel, bias], [result], fields)
 
 
 def _write_corrected(site: Site, source: Tensor, frame: Window, correction: Array) -> None:
