@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 Tensors = list[NDArray[np.float32]]
 
 FEWEST, MOST = 4, 16
-"""Samples that a diagnosis runs."""
+"""Samples that a sparing diagnosis runs."""
 ENOUGH = 1 << 24
-"""Values of all layers together that a diagnosis looks at, unless the fewest samples have more."""
+"""Values of all layers together that it looks at, unless the fewest samples have more."""
 _BATCH = 2
 """Samples in a batch, where the model leaves that open: all layers' tensors are held at once."""
 _DIGITS = 2
 """Digits after the point of an SQNR: what the order of summation leaves alone."""
 
 
-def diagnose(reference: Model, quantized: Model, x: NDArray[Any], emit: Emit = silent) -> Diagnosis:
+def diagnose(
+    reference: Model, quantized: Model, x: NDArray[Any], emit: Emit = silent, *, sparing: bool = False
+) -> Diagnosis:
     """Sets a quantized model beside its float model, layer by layer.
 
     Args:
@@ -43,6 +45,7 @@ def diagnose(reference: Model, quantized: Model, x: NDArray[Any], emit: Emit = s
         quantized: The same model in QDQ form, by any tool that keeps the names of tensors.
         x: Samples in the model's own layout and type: [n, ...].
         emit: Where progress goes.
+        sparing: Whether fewer of the samples will do where each has many values: what every job can afford.
 
     Raises:
         ModelError: The two models share no tensor.
@@ -51,7 +54,7 @@ def diagnose(reference: Model, quantized: Model, x: NDArray[Any], emit: Emit = s
     """
     pairing = pair(reference, quantized)
     shown = layers_of(pairing)
-    batches = batches_of(reference, x[:MOST])
+    batches = batches_of(reference, x)
     totals = _Totals(shown)
     with stage(emit, "diagnose layers", total=sum(map(len, batches))) as running:
         names = [junction.name for junction in shown]
@@ -63,7 +66,7 @@ def diagnose(reference: Model, quantized: Model, x: NDArray[Any], emit: Emit = s
             feed = {reference.inputs[0].name: batch}
             totals.add(len(batch), apart.run(None, feed), through.run(None, feed))
             running.advance(totals.samples)
-            if totals.samples >= FEWEST and totals.values >= ENOUGH:
+            if sparing and totals.samples >= FEWEST and totals.values >= ENOUGH:
                 break
         running.detail = f"{len(shown)} layers on {totals.samples} samples"
     return totals.result()

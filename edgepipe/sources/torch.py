@@ -16,6 +16,7 @@ from edgepipe.sources.batch import settle_batch
 from edgepipe.sources.factory import blaming, make_module, require_one_input, user_code
 from edgepipe.sources.fidelity import Trial
 from edgepipe.sources.graph import OPSET, first_line, freeze, tidy_converted
+from edgepipe.sources.naming import name_after_modules
 from edgepipe.sources.source import Kind, Request, Source
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ def _export(model: Any, example: tuple[torch.Tensor, ...], options: dict[str, An
         raise _explain(error) from error
     if program is None:
         raise ModelError("torch's ONNX exporter gave no graph")
-    return tidy_converted(program.model_proto)
+    proto = program.model_proto
+    name_after_modules(proto)
+    return tidy_converted(proto)
 
 
 def _explain(error: Exception) -> ModelError:

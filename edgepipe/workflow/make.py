@@ -135,7 +135,7 @@ def _diagnose(models: list[Model], prepared: Prepared, emit: Emit) -> Diagnosis 
     if before is None or data is None or not is_quantized(model):
         return None
     try:
-        diagnosis = diagnose(before, model, data.x[evenly(len(data), MOST)], emit)
+        diagnosis = diagnose(before, model, data.x[evenly(len(data), MOST)], emit, sparing=True)
     except EdgepipeError as error:
         emit(Warned(f"the layers were not diagnosed: {error.what}", error.remedy))
         return None

@@ -130,6 +130,31 @@ def test_same_seed_same_bytes_and_no_trace_left(net):
     assert logging.root.manager.disable == level
 
 
+def test_nodes_are_named_after_the_modules_that_authors_know(net):
+    graph = load(f"{net}:Net", input_shape=(1, 3, 8, 8)).model.to_onnx().graph
+    names = {node.name: node.op_type for node in graph.node}
+    assert len(names) == len(graph.node)
+    assert names["head"] == "Gemm"
+    assert [name for name, kind in names.items() if kind == "Conv"] == ["block.0"]
+    assert not [name for name in names if name.startswith("node_")]
+
+
+def test_nodes_without_a_told_origin_keep_their_names():
+    from onnx import helper
+
+    from edgepipe.sources.naming import SCOPES, name_after_modules
+
+    nodes = [helper.make_node("Relu", ["x"], [f"y{n}"], name=f"node{n}") for n in range(4)]
+    for node, value in zip(
+        nodes, ["", "no list", "['', 'block', 'relu']", "['', 'block', 'relu']"], strict=True
+    ):
+        if value:
+            node.metadata_props.add(key=SCOPES, value=value)
+    proto = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    name_after_modules(proto)
+    assert [node.name for node in proto.graph.node] == ["node0", "node1", "block.relu", "block.relu.relu"]
+
+
 def test_input_shape_from_samples(net):
     sample = np.random.default_rng(0).standard_normal((3, 3, 9, 9)).astype(np.float32)
     source = load(f"{net}:Net", sample=sample)
