@@ -10,7 +10,7 @@ Adaptive rounding measures there for the same reason: Nagel et al. 2020 (arXiv 2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -195,7 +195,7 @@ class _TrialGraph:
         rows = self._add("Flatten", [square], f"rows.{name}")
         return self._add("ReduceSum", [rows, "trial.axes"], name, keepdims=0)
 
-    def _add(self, op_type: str, inputs: list[str], name: str, **attributes: int) -> str:
+    def _add(self, op_type: str, inputs: list[str], name: str, **attributes: Any) -> str:
         from onnx import helper
 
         name = f"trial.{name}"
