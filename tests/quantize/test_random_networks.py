@@ -8,6 +8,7 @@ import pytest
 from edgepipe.convert import ort, tflite
 from edgepipe.graph.simplify import Simplify
 from edgepipe.model import onnx_model
+from edgepipe.quantize.scheme import Override
 from edgepipe.quantize.static import QuantizeStatic
 from edgepipe.runtime import infer, open_session
 
@@ -120,3 +121,36 @@ def test_executors_agree(seed, make_context):
         assert (
             np.abs(run(other, x) - found).max() <= 4.01 * step
         )  # kernels round averages and sums differently
+
+
+SCHEMES = {
+    "int16": {"activation_bits": 16},
+    "int4": {"weight_bits": 4},
+    "3 bits per tensor": {"weight_bits": 3, "granularity": "per-tensor"},
+    "every second layer on 16 bits": {"activation_bits": 16},
+    "every second layer in float": {"keep_float": True},
+    "every third layer on 4 bits": {"weight_bits": 4},
+}
+
+
+def some_layers(model, scheme):
+    """The settings of a scheme; as overrides of some layers where its name says so."""
+    step = {"second": 2, "third": 3}.get(scheme.split()[1] if " " in scheme else "")
+    if step is None:
+        return SCHEMES[scheme]
+    names = tuple(node.output[0] for node in model.to_onnx().graph.node[::step])
+    return {"overrides": (Override(layers=names, **SCHEMES[scheme]),)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("seed", range(6))
+def test_executors_agree_on_every_scheme(seed, scheme, make_context, compute):
+    x = np.random.default_rng(seed).normal(size=(16, 3, SIZE, SIZE)).astype(np.float32)
+    simple = Simplify().apply(Network(seed).model(), make_context())
+    plain = QuantizeStatic().apply(simple, make_context(x))
+    quantized = QuantizeStatic(**some_layers(simple, scheme)).apply(simple, make_context(x))
+    wanted = compute(quantized, x)[0]
+    step = tflite.emit(plain).outputs[0].scale
+    tolerance = 0.2 if scheme == "int16" else 4.01  # kernels round averages and sums differently
+    for emission in (ort.emit(quantized, activation="uint8"), tflite.emit(quantized)):
+        assert np.abs(run(emission, x) - wanted).max() <= tolerance * step

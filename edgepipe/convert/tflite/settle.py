@@ -53,7 +53,11 @@ def settle(graph: Graph) -> Settled:
             values[node.inputs[1]] = rounded.value
             changes[node.name] = rounded.change
     graph = msgspec.structs.replace(graph, values=values)
-    notes = [_float_note(graph), _weight_note({name: part for name, part in changes.items() if part})]
+    notes = [
+        _float_note(graph),
+        _wide_note(graph),
+        _weight_note({name: part for name, part in changes.items() if part}),
+    ]
     return Settled(graph, tuple(note for note in notes if note))
 
 
@@ -115,7 +119,10 @@ def _float_note(graph: Graph) -> str:
     left = [
         f"{node.op} {node.name}"
         for node in graph.nodes
-        if node.op in RULES and RULES[node.op].integer and not _is_integer(node, graph)
+        if node.op in RULES
+        and RULES[node.op].integer
+        and not _is_integer(node, graph)
+        and not _is_wide(node, graph)
     ]
     if not left:
         return ""
@@ -123,6 +130,24 @@ def _float_note(graph: Graph) -> str:
         f"{_count(left, 'op')} in float in TFLite, as the model does not quantize all that goes in and out: "
         f"{_listed(left)}"
     )
+
+
+def _wide_note(graph: Graph) -> str:
+    """What activations of 16 bits cost in TFLite."""
+    wide = [node for node in graph.nodes if _is_wide(node, graph)]
+    if not wide:
+        return ""
+    left = [f"{node.op} {node.name}" for node in wide if not _is_integer(node, graph)]
+    text = (
+        f"{_count([node.name for node in wide], 'op')} on 16 bits, which LiteRT computes with its reference "
+        "kernels: on a CPU many times slower than in float, which keep_float gives"
+    )
+    return f"{text}; without such a kernel, and in float: {_listed(left)}" if left else text
+
+
+def _is_wide(node: Node, graph: Graph) -> bool:
+    grid = graph.values[node.outputs[0]].grid
+    return grid is not None and grid.bits == 16
 
 
 def _is_integer(node: Node, graph: Graph) -> bool:

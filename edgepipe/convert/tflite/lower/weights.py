@@ -55,10 +55,9 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
         real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
     step_in, bits = site.step().scale[0], 32 if site.bits == 8 else 64
     scale = _usable(scale, flat, step_in)
-    if bits == 32:
-        scale, data = _room_for_bias(scale, data, axis, np.abs(real_bias) / (_INT32_MAX * step_in))
-    bias_scale = _float32(scale * step_in)
     most = _INT32_MAX if bits == 32 else _INT40_MAX
+    scale, data = _room_for_bias(scale, data, axis, np.abs(real_bias) / (most * step_in))
+    bias_scale = _float32(scale * step_in)
     integers = np.clip(np.rint(real_bias / bias_scale), -most, most).astype(f"int{bits}")
     if bias is not None and bias.grid is not None and bias.data is not None:
         same = np.isclose(np.resize(np.array(bias.grid.scale), channels), bias_scale, rtol=1e-6, atol=0)
