@@ -36,6 +36,7 @@ def explain(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write an HTML report too.", show_default=False)
     ] = None,
+    store: o.StoreOption = Path("runs"),
     as_json: o.JsonOption = False,
 ) -> None:
     """Show which layers of a bundle lose the accuracy, why, and what would help, measured."""
@@ -43,10 +44,14 @@ def explain(
     from edgepipe import workflow
     from edgepipe.report import explanation as shown
     from edgepipe.report.html import write_explanation
+    from edgepipe.workflow.deployment import CACHE
 
     spec = None if data is None else jobs.resolve_data(data, None, jobs.current_project())
+    cache = store / CACHE if store.is_dir() else None  # where `deploy` keeps results of passes too
     with ProgressView() as emit:
-        found = workflow.explain(bundle, data=spec, against=against, samples=samples, closely=top, emit=emit)
+        found = workflow.explain(
+            bundle, data=spec, against=against, samples=samples, closely=top, cache=cache, emit=emit
+        )
         if output is not None:
             write_explanation(found, output)
     print_result(shown.explanation_summary(found, top), found, as_json=as_json)
