@@ -34,7 +34,7 @@ def _values(kind: object) -> str:
     if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is typing.Literal:
         return f"several of {', '.join(map(str, typing.get_args(typing.get_args(kind)[0])))}"
     if typing.get_origin(kind) is typing.Literal:
-        return ", ".join(f'`"{value}"`' for value in typing.get_args(kind))
+        return ", ".join(f"`{msgspec.json.encode(value).decode()}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Annotated:
         [bounds] = kind.__metadata__
         if bounds.le is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.graph import edit
 from edgepipe.quantize.rounding import Moments
 from edgepipe.quantize.unfold import count_rows, rows_at, to_matrix
 
@@ -40,12 +41,6 @@ class Sums:
         self.float_mean += exact.sum(axis=1)
         self.rows += found.shape[1]
 
-    def __add__(self, other: Sums) -> Sums:
-        total = Sums(self.mean.shape[1], self.mean.shape[0])
-        for name in ("gram", "cross", "mean", "float_mean", "rows"):
-            setattr(total, name, getattr(self, name) + getattr(other, name))
-        return total
-
     def moments(self, *, centered: bool) -> Moments:
         """Their means; `centered` where a bias takes care of the mean of the output."""
         gram, cross = self.gram / self.rows, self.cross / self.rows
@@ -54,6 +49,19 @@ class Sums:
             gram = gram - mean[:, :, None] * mean[:, None, :]
             cross = cross - mean[:, :, None] * float_mean[:, None, :]
         return Moments(gram, cross)
+
+
+def total(parts: Sequence[Sums]) -> Sums:
+    """The sums of several batches together."""
+    groups, inputs = parts[0].mean.shape
+    together = Sums(inputs, groups)
+    for part in parts:
+        together.gram += part.gram
+        together.cross += part.cross
+        together.mean += part.mean
+        together.float_mean += part.float_mean
+        together.rows += part.rows
+    return together
 
 
 def gather(
@@ -72,7 +80,7 @@ def gather(
         shapes: Shape of its output for each batch.
         random: Chooses the rows.
     """
-    groups, inputs, _ = to_matrix(node, _weight(node)).shape
+    groups, inputs, _ = to_matrix(node, edit.array_at(node, 1)).shape
     counts = [count_rows(node, shape) for shape in shapes]
     wanted = int(np.clip(_ROWS_PER_INPUT * inputs, _LEAST_ROWS, _MOST_ROWS))
     found = []
@@ -83,9 +91,3 @@ def gather(
         sums.add(rows_at(node, exact, places, shape), rows_at(node, rounded, places, shape))
         found.append(sums)
     return found
-
-
-def _weight(node: ir.Node) -> NDArray[Any]:
-    from edgepipe.graph import edit
-
-    return edit.array_at(node, 1)

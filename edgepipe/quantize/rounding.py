@@ -86,17 +86,17 @@ def output_error(target: Array, rounded: Array, gram: Array) -> Array:
     return np.asarray(np.sum(error * (gram @ error), axis=1), np.float64)
 
 
-def round_in_order(target: Array, gram: Array, scales: Array, largest: int) -> Array:
+def round_in_order(target: Array, gram: Array, scales: Array, largest: int | Array) -> Array:
     """Rounds input after input, each error made up for by the inputs that are still real.
 
-    GPTQ: Frantar et al. 2023 (arXiv 2210.17323), algorithm 1, with its order by descending diagonal; the
-    update is that of optimal brain quantization, Frantar et al. 2022 (arXiv 2208.07339), equation 3.
+    GPTQ: Frantar et al. 2023 (arXiv 2210.17323), algorithm 1, whose update is equation 2, with the inputs in
+    order of descending diagonal: those that weigh most are rounded while most others can make up for them.
 
     Args:
         target: The real weight, float64 [groups, inputs, outputs].
         gram: Positive definite, float64 [groups, inputs, inputs].
         scales: Step of each output, float64 [groups, outputs].
-        largest: The greatest magnitude of an integer.
+        largest: The greatest magnitude of an integer, or float64 [groups, outputs] of them.
 
     Returns:
         Integers as float64, shaped as `target`.

@@ -15,7 +15,7 @@ from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
 from edgepipe.quantize.groups import share_grids
-from edgepipe.quantize.layerwise import Task, recover
+from edgepipe.quantize.layerwise import Task, round_layerwise
 from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.ranges import (
     Observation,
@@ -27,6 +27,7 @@ from edgepipe.quantize.ranges import (
     observe,
 )
 from edgepipe.quantize.scheme import ActivationBits, Override, Scheme, WeightBits, assign
+from edgepipe.quantize.sums import align_sums
 from edgepipe.quantize.twin import quantize_activations, walk_both
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
 from edgepipe.quantize.widths import least_opset, settle
@@ -118,13 +119,12 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
                 self._linear(node, grids, seen, plan.schemes[node].weight_bits) for node in plan.linears
             ]
             rounding.detail = _summary(plan, linears)
-        if self.rounding != "nearest":
-            task = Task(optimize_rounding=True, correct_bias=self.bias_correction, seed=context.seed)
+        if self.rounding == "gptq":
             twin = quantize_activations(graph_model, plan, grids, symmetric=symmetric)
             walks = walk_both(model, plan, twin, context.calibration.x)
-            linears = recover(
-                linears, [grids[_input(node)] for node in plan.linears], walks, task, context.emit
-            )
+            sources = [grids[_input(node)] for node in plan.linears]
+            task = Task(correct_bias=self.bias_correction, seed=context.seed)
+            linears = round_layerwise(linears, sources, walks, task, context.emit)
         emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
         common.RemoveUnusedNodesPass()(graph_model)  # the float weights
         common.NameFixPass()(graph_model)  # a name of ours may be one of the model's
@@ -163,7 +163,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         )
         for group, grid in zip(groups, chosen, strict=True):
             grids.update(dict.fromkeys(group, grid))
-        return grids
+        return align_sums(plan, groups, grids)
 
     def _linear(
         self, node: ir.Node, grids: dict[ir.Value, Grid], seen: dict[str, Observation], bits: int

@@ -32,12 +32,16 @@ class _Stretch(msgspec.Struct, frozen=True):
 class Walk:
     """One network on its way through the samples.
 
-    Attributes:
-        results: Names of the outputs of the linear ops, in order of computation.
+    `advance` and `compute` take turns, once for each linear op.
+
+    Args:
+        proto: The network, with one input.
+        results: Names of the outputs of its linear ops, in order of computation.
+        batches: Samples for the input.
     """
 
     def __init__(self, proto: onnx.ModelProto, results: Sequence[str], batches: Batches) -> None:
-        self.results = tuple(results)
+        self._results = tuple(results)
         self._opsets = list(proto.opset_import)
         self._ir_version = proto.ir_version
         self._constants = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -81,7 +85,7 @@ class Walk:
 
     def _at_linear(self) -> bool:
         nodes = self._stretches[self._next].nodes
-        return len(nodes) == 1 and nodes[0].output[0] in self.results
+        return len(nodes) == 1 and nodes[0].output[0] in self._results
 
     def _run(self, stretch: _Stretch, constants: dict[str, Any]) -> None:
         session = self._session(stretch, constants)
@@ -106,7 +110,7 @@ class Walk:
         graph = onnx.helper.make_graph(
             stretch.nodes,
             "stretch",
-            [self._types[name] for name in stretch.inputs],
+            [self._type_of(name) for name in stretch.inputs],
             [onnx.helper.make_empty_tensor_value_info(name) for name in stretch.outputs],
             held,
         )
@@ -118,6 +122,15 @@ class Walk:
         return onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+
+    def _type_of(self, name: str) -> onnx.ValueInfoProto:
+        """The declared type of a tensor, or that of its values where shape inference knows none."""
+        import onnx
+
+        if name in self._types:
+            return self._types[name]
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(self._values[name][0].dtype)
+        return onnx.helper.make_tensor_value_info(name, dtype, None)
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
