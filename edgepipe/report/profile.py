@@ -20,6 +20,8 @@ LABEL = 84
 """Height that slanted names take below."""
 NAMED = 6
 """Layers whose names are written out."""
+APART = 30.0
+"""Distance along the axis at which slanted names do not touch."""
 MOST_DB = 60.0
 """SQNRs above are drawn at the upper edge: nobody needs to tell them apart."""
 
@@ -92,7 +94,7 @@ def _profile(layers: Sequence[LayerDiagnosis], shares: Mapping[str, float]) -> P
         return round(GROUND - (GROUND - TOP) * share, 1)
 
     span = (WIDTH - LEFT - RIGHT) / len(layers)
-    named = _named(layers, shares)
+    named = _named(layers, shares, math.ceil(APART / span))
     dearest = max(shares.values(), default=0.0)
     marks = tuple(
         LayerMark(
@@ -122,15 +124,19 @@ def _profile(layers: Sequence[LayerDiagnosis], shares: Mapping[str, float]) -> P
     )
 
 
-def _named(layers: Sequence[LayerDiagnosis], shares: Mapping[str, float]) -> set[str]:
-    """The layers that cost the most, or that add the most error of their own."""
+def _named(layers: Sequence[LayerDiagnosis], shares: Mapping[str, float], apart: int) -> set[str]:
+    """The layers that cost the most, or add the most error of their own, where their names have room."""
 
     def worst(each: LayerDiagnosis) -> float:
         if shares:
             return -shares.get(each.tensor, 0.0)
         return math.inf if each.local_sqnr_db is None else each.local_sqnr_db
 
-    return {each.tensor for each in sorted(layers, key=worst)[:NAMED]}
+    places: list[int] = []
+    for place in sorted(range(len(layers)), key=lambda index: worst(layers[index])):
+        if len(places) < NAMED and all(abs(place - other) >= apart for other in places):
+            places.append(place)
+    return {layers[place].tensor for place in places}
 
 
 def _clipped(each: LayerDiagnosis) -> float:

@@ -2,6 +2,7 @@
 
 import html.parser
 import io
+import itertools
 import re
 
 import msgspec
@@ -13,7 +14,7 @@ from edgepipe.quantize.explanation import Explanation, Gain, LayerExplanation, R
 from edgepipe.quantize.summary import summarize
 from edgepipe.report.explanation import explanation_summary, short
 from edgepipe.report.html import render_explanation, render_report
-from edgepipe.report.profile import GROUND, TOP, profile
+from edgepipe.report.profile import APART, GROUND, NAMED, TOP, profile
 
 
 class Page(html.parser.HTMLParser):
@@ -188,6 +189,17 @@ def test_better_sqnr_is_drawn_higher_and_order_is_that_of_computation(explanatio
         assert TOP <= mark.own < mark.reached <= GROUND
     assert [mark.clipped > 0 for mark in drawn.marks] == [False, True, False]
     assert all("reached" in mark.title and "own" in mark.title for mark in drawn.marks)
+
+
+@pytest.mark.parametrize("count", [3, 40, 200])
+def test_names_do_not_touch(count):
+    layers = tuple(a_layer(position, own=10.0 + position) for position in range(count))
+    named = [
+        mark for mark in profile(Diagnosis(samples=4, output_sqnr_db=20.0, layers=layers)).marks if mark.name
+    ]
+    assert named[0].name == layers[0].name  # the worst of all
+    assert all(second.x - first.x >= APART for first, second in itertools.pairwise(named))
+    assert len(named) == min(count, NAMED)
 
 
 def test_a_diagnosis_is_drawn_without_costs():
