@@ -51,7 +51,13 @@ def quantize(request: Request) -> Reply:
             weights_memory=full.weights_memory * settings["weight_bits"] / 8
         )
     if settings.get("gptq_epochs"):
-        config = mct.gptq.get_pytorch_gptq_config(n_epochs=settings["gptq_epochs"])
+        # Its Hessian scores refuse a model that ends with Softmax, and its message says to turn them off.
+        hessian = onnx.load(str(request.onnx)).graph.node[-1].op_type != "Softmax"
+        config = mct.gptq.get_pytorch_gptq_config(
+            n_epochs=settings["gptq_epochs"],
+            use_hessian_based_weights=hessian,
+            use_hessian_sample_attention=hessian,
+        )
         quantized, found = mct.gptq.pytorch_gradient_post_training_quantization(
             module,
             batches,

@@ -14,7 +14,7 @@ from nncf.quantization.advanced_parameters import QuantizationParameters
 
 
 def quantize(request: Request) -> Reply:
-    """Settings: mode ("default", "accurate", "accuracy-control"), per_channel, weight_bits."""
+    """Settings: mode ("default", "accurate", "accuracy-control"), per_channel, weight_bits, target."""
     model = onnx.load(str(request.onnx))
     artifact = request.folder / "int8.onnx"
     data = nncf.Dataset(request.feeds())
@@ -28,7 +28,7 @@ def quantize(request: Request) -> Reply:
             subset_size=len(request.x),
             fast_bias_correction=False,
             preset=nncf.QuantizationPreset.MIXED,
-            target_device=nncf.TargetDevice.CPU,
+            target_device=nncf.TargetDevice[request.settings.get("target", "CPU")],
             advanced_parameters=_advanced(request.settings),
         )
     else:
