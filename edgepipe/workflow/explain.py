@@ -10,13 +10,14 @@ import msgspec
 from edgepipe.bundle import read_bundle
 from edgepipe.events import Emit, Warned, silent, stage
 from edgepipe.job import DataSpec
+from edgepipe.model import Model
 from edgepipe.quantize.attribution import Bench, attribute, sqnr_db
 from edgepipe.quantize.diagnose import diagnose
 from edgepipe.quantize.explanation import Explanation, RecoveryStep
 from edgepipe.quantize.pairing import pair, same_decisions
 from edgepipe.quantize.summary import summarize
 from edgepipe.workflow.remedies import find_remedies
-from edgepipe.workflow.subject import Scope, Subject, load_subject
+from edgepipe.workflow.subject import Scope, Subject, changing_passes, load_subject
 
 SAMPLES = 16
 CLOSELY = 10
@@ -88,7 +89,8 @@ def _repeat(
 ) -> tuple[Subject, tuple[RecoveryStep, ...], list[dict[str, float | None]]]:
     """Runs the recipe step by step: SQNR of the outputs and of every layer after each.
 
-    The subject that is returned holds the float model that the bundle's own was quantized from.
+    The subject that is returned holds the float model that the bundle's own was quantized from; where
+    that cannot be had again, both models are those that the recipe gives now.
     """
     if subject.rerun is None:
         return subject, (), []
@@ -103,6 +105,21 @@ def _repeat(
             history.append({layer.tensor: layer.sqnr_db for layer in found.layers})
             running.advance(done)
         running.detail = ", ".join(step.name for step in steps)
-    if not same_decisions(pair(before, subject.quantized), pair(before, after)):
-        emit(Warned("the recipe gives another model now than the bundle's: it was made by another edgepipe"))
-    return msgspec.structs.replace(subject, reference=before, quantized=after), tuple(steps), history
+    subject = msgspec.structs.replace(subject, **_models(subject, before, after, emit))
+    return subject, tuple(steps), history
+
+
+def _models(subject: Subject, before: Model, after: Model, emit: Emit) -> dict[str, Model]:
+    """The bundle's quantized model with the float model that its layers can be compared with."""
+    if same_decisions(pair(before, subject.quantized), pair(before, after)):
+        return {"reference": before}
+    emit(
+        Warned(
+            "the recipe gives another model now than the bundle holds: that was made by another edgepipe, or "
+            "other packages",
+            "make the bundle again to explain what this one makes",
+        )
+    )
+    if changing_passes(subject.bundle):
+        return {"reference": before, "quantized": after}
+    return {}

@@ -82,7 +82,7 @@ def load_subject(
         quantized=_quantized(bundle),
         x=np.zeros(0, np.float32),
     )
-    changing = _changing(bundle) if against is None else []
+    changing = changing_passes(bundle) if against is None else []
     if spec is not None:
         return _with_data(subject, spec, scope, emit)
     if changing:
@@ -95,7 +95,7 @@ def load_subject(
     return msgspec.structs.replace(subject, x=_golden_samples(bundle))
 
 
-def _changing(bundle: Bundle) -> list[str]:
+def changing_passes(bundle: Bundle) -> list[str]:
     """Passes after clean-up and before quantization that changed the model."""
     steps = bundle.manifest.steps
     changed = [step.use for step in steps if step.digest_in != step.digest_out and step.use != CLEAN_UP]
@@ -212,8 +212,8 @@ def _with_data(subject: Subject, spec: DataSpec, scope: Scope, emit: Emit) -> Su
     chosen = evenly(len(unseen) or len(dataset), scope.samples)
     x = (unseen if len(unseen) else dataset).x[chosen]
     subject = msgspec.structs.replace(subject, x=x, data=dataset)
-    calibration = _calibration(dataset, known, emit)
-    if calibration is None:
+    calibration = _calibration(dataset, known, emit) if known else None
+    if calibration is None or manifest.calibration is None:
         return subject
     context = Context(
         target=load_target(manifest.target),
