@@ -32,9 +32,9 @@ __all__ = [
 Algorithm = Literal["minmax", "average", "percentile", "entropy", "mse"]
 RangeChoice = Literal[Algorithm, "auto"]
 """A way for all tensors, or "auto", for each the one that does least harm behind it."""
-_TRIED: tuple[Algorithm, ...] = ("minmax", "percentile", "mse")
-"""What "auto" chooses from, the one to fall back to first. "average" and "entropy" clip far too much on
-small networks: see benchmarks/calibration."""
+_TRIED: tuple[Algorithm, ...] = ("minmax", "mse")
+"""What "auto" chooses from, the one to fall back to first. "percentile" hardly ever does better than these,
+and "average" and "entropy" clip far too much on small networks: see benchmarks/calibration."""
 _THRESHOLDS = 96
 """Magnitudes at which "entropy" tries to clip, evenly spaced."""
 _LEAST_SHARE = 1 / 16

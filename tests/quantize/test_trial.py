@@ -64,7 +64,7 @@ def test_the_choice_is_numpys(build_model, make_context, compute, seed):
 
     errors = [error(grid) for grid in grids]
     best = int(np.argmin(errors))
-    expected = grids[best if errors[best] <= 0.95 * errors[0] else 0]
+    expected = grids[best if errors[best] <= 0.8 * errors[0] else 0]
     assert least_harmful(model, [Candidates(("r",), grids)], make_context(x).calibration, silent) == (
         expected,
     )
@@ -103,7 +103,7 @@ def test_auto_leaves_16_bits_and_equal_grids_alone(weighed, make_context):
         return choose_grids(model, data, shared, ranges, percentile=99.9, symmetric=False, emit=silent)
 
     auto = choose("auto")
-    assert auto[0] in [choose(way)[0] for way in ("minmax", "percentile", "mse")]
+    assert auto[0] in [choose(way)[0] for way in ("minmax", "mse")]
     assert auto[1] == choose("minmax")[1]
     assert auto[1].bits == 16
     assert choose("mse")[0] == choose_grid(seen["x"], "mse", percentile=99.9, symmetric=False)
