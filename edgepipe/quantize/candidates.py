@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 _LEAST_ROWS = 2048
 _ROWS_PER_INPUT = 4
 """Rows looked at for each input that an output sums over, and at least: enough for moments of full rank."""
-_CLIPPING_RATIOS = tuple(np.linspace(1.0, 0.4, 25).tolist())
-"""Parts of a channel's greatest magnitude that a scale may hold."""
+_NARROWEST = {8: 1.0, 7: 0.95, 6: 0.9, 5: 0.8, 4: 0.6, 3: 0.45, 2: 0.3}
+"""The least part of a channel's greatest magnitude that a scale is tried for, by bits: few bits clip more."""
+_FINENESS = 0.05
 
 
 class Constants(msgspec.Struct, frozen=True):
@@ -76,28 +77,51 @@ def rounded_constants(
     return Constants(weight, (exact.bias - shift).astype(np.float32))
 
 
-def optimized_constants(node: ir.Node, bits: int, granularity: Granularity, inputs: Inputs) -> Constants:
-    """The constants of a linear op with its weight rounded by the error of its output.
+def optimized_constants(
+    node: ir.Node, widths: Sequence[int], granularity: Granularity, inputs: Inputs
+) -> tuple[Constants, ...]:
+    """The constants of a linear op with its weight rounded by the error of its output, at each width.
 
     The scales are those of `rounded_constants`; the rounding is GPTQ's (Frantar et al. 2023, arXiv
     2210.17323, algorithm 1), and the bias makes up for the mean error that it leaves.
 
     Args:
         node: The op, of a kind that can be unfolded.
-        bits: Bits of the weight's integers; `FLOAT_BITS` leaves it as it is.
+        widths: Bits of the weight's integers; `FLOAT_BITS` leaves it as it is.
         granularity: A scale for each output channel, or one in all.
         inputs: What it takes on the calibration samples.
     """
     exact = float_constants(node)
-    if bits == FLOAT_BITS:
-        return exact
-    axis = channel_axis(node) if granularity == "per-channel" else None
-    _, scales = _rounded(exact.weight, axis, bits)
     matrix = to_matrix(node, exact.weight)
     groups, _, outputs = matrix.shape
-    steps = np.broadcast_to(scales.astype(np.float64), (groups * outputs,)).reshape(groups, outputs)
-    integers = round_in_order(matrix, inputs.damped_gram(), steps, g.weight_max(bits))
-    rounded = integers * steps[:, None, :]
+    axis = channel_axis(node) if granularity == "per-channel" else None
+    narrow = [bits for bits in widths if bits != FLOAT_BITS]
+    steps, largest = [], []
+    for bits in narrow:
+        _, scales = _rounded(exact.weight, axis, bits)
+        steps.append(np.broadcast_to(scales.astype(np.float64), (groups * outputs,)).reshape(groups, outputs))
+        largest.append(np.full((groups, outputs), float(g.weight_max(bits))))
+    found = {FLOAT_BITS: exact}
+    if narrow:  # all widths at once, as outputs of one op: what they share is computed once
+        step = np.concatenate(steps, axis=1)
+        tiled = np.tile(matrix, (1, 1, len(narrow)))
+        integers = round_in_order(tiled, inputs.damped_gram(), step, np.concatenate(largest, axis=1))
+        rounded = np.split(integers * step[:, None, :], len(narrow), axis=2)
+        found |= {
+            bits: _compensated(node, exact, matrix, each, inputs)
+            for bits, each in zip(narrow, rounded, strict=True)
+        }
+    return tuple(found[bits] for bits in widths)
+
+
+def _compensated(
+    node: ir.Node,
+    exact: Constants,
+    matrix: NDArray[np.float64],
+    rounded: NDArray[np.float64],
+    inputs: Inputs,
+) -> Constants:
+    """A rounded weight, [groups, inputs, outputs], with the bias that makes up for its mean error."""
     weight = from_matrix(node, rounded, exact.weight.shape).astype(np.float32)
     if exact.bias is None:
         return Constants(weight, None)
@@ -191,18 +215,23 @@ def _rounded(
     others = tuple(each for each in range(weight.ndim) if each != axis)
     greatest = np.abs(weight).max(axis=others, initial=0.0).reshape(-1)
     best = np.full(greatest.shape, np.inf)
-    result, found = weight, g.weight_scales(greatest, bits)
-    for ratio in _CLIPPING_RATIOS:
-        trial_scales = g.weight_scales(greatest * ratio, bits)
-        scales = g.along(trial_scales, axis or 0, weight.ndim)
-        largest = g.weight_max(bits)
-        trial = np.clip(np.rint(weight / scales), -largest, largest) * scales
-        errors = np.square(trial - weight, dtype=np.float64).sum(axis=others).reshape(-1)
-        better = errors < best
-        best = np.where(better, errors, best)
-        found = np.where(better, trial_scales, found)
-        result = np.where(g.along(better, axis or 0, weight.ndim), trial, result)
-    return np.asarray(result, np.float32), found
+    scales = g.weight_scales(greatest, bits)
+    for ratio in np.arange(1.0, _NARROWEST[bits] - 1e-9, -_FINENESS):
+        trial = g.weight_scales(greatest * ratio, bits)
+        error = _on_grid(weight, trial, axis, bits)
+        error -= weight
+        errors = np.square(error, out=error).sum(axis=others, dtype=np.float64).reshape(-1)
+        scales, best = np.where(errors < best, trial, scales), np.minimum(errors, best)
+    return _on_grid(weight, scales, axis, bits), scales
+
+
+def _on_grid(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None, bits: int
+) -> NDArray[np.float32]:
+    steps, largest = g.along(scales, axis or 0, weight.ndim), g.weight_max(bits)
+    rounded = weight / steps
+    np.clip(np.rint(rounded, out=rounded), -largest, largest, out=rounded)
+    return np.asarray(np.multiply(rounded, steps, out=rounded), np.float32)
 
 
 def _outputs(node: ir.Node, weight: NDArray[np.float32]) -> int:

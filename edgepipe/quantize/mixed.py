@@ -28,7 +28,14 @@ from edgepipe.quantize.observe import Watch, observe
 from edgepipe.quantize.plan import LINEAR, is_quantizable
 from edgepipe.quantize.resources import Layer
 from edgepipe.quantize.scheme import FLOAT_BITS, ActivationBits, Override, Scheme, assign
-from edgepipe.quantize.sensitivity import Trial, measured_costs, noise_to_signal
+from edgepipe.quantize.sensitivity import (
+    Measure,
+    Trial,
+    comparison,
+    in_batches,
+    is_classifier,
+    measured_costs,
+)
 from edgepipe.quantize.static import QuantizeStatic
 from edgepipe.quantize.unfold import is_unfolded
 from edgepipe.runtime import open_session
@@ -131,7 +138,7 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         if single is None or single == chosen:
             return mixed
         uniform = self._quantize(layers, single, model, context)
-        return _better(mixed, uniform, model, context)
+        return self._better(mixed, uniform, model, context)
 
     def sensitivities(self, model: Model, context: Context) -> Sensitivities:
         """What each layer of a float model costs at each width, whatever the budget.
@@ -213,12 +220,13 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         trials = []
         with stage(context.emit, "round candidates", total=len(nodes)) as rounding:
             for done, (node, layer) in enumerate(zip(nodes, layers, strict=True), start=1):
-                options = tuple(
-                    optimized_constants(node, bits, self.granularity, moments[node])
-                    if node in moments
-                    else rounded_constants(node, bits, self.granularity, means.get(node))
-                    for bits in layer.widths
-                )
+                if node in moments:
+                    options = optimized_constants(node, layer.widths, self.granularity, moments.pop(node))
+                else:
+                    options = tuple(
+                        rounded_constants(node, bits, self.granularity, means.get(node))
+                        for bits in layer.widths
+                    )
                 trials.append(Trial(layer.result, float_constants(node), options))
                 rounding.advance(done)
         return trials
@@ -236,6 +244,26 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         )
         seen = observe(model, data, watch, context.emit)
         return {node: seen[source].mean for node, source in sources.items()}
+
+    def _better(self, mixed: Model, uniform: Model, model: Model, context: Context) -> Model:
+        """The one that is nearer to the float model on calibration samples, by what costs were found by."""
+        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
+        proto = model.to_onnx()
+        measure: Measure = "sqnr" if self.sensitivity == "sqnr" or not is_classifier(proto) else "kl"
+        compare = comparison(proto, measure, model.name)
+        batches = in_batches(model, _evenly(context.calibration, self.sensitivity_samples))
+        exact, first, second = (_outputs(each, batches) for each in (model, mixed, uniform))
+        cost, uniform_cost = compare(exact, first), compare(exact, second)
+        if cost <= uniform_cost:
+            return mixed
+        context.emit(
+            Warned(
+                "mixed precision is no better here than a single width within the budget, which is taken "
+                f"instead: {measure} costs {uniform_cost:.2g} against {cost:.2g}",
+                remedy="give more calibration samples, or take another sensitivity",
+            )
+        )
+        return uniform
 
 
 def overrides_for(layers: Sequence[Layer], chosen: Sequence[int]) -> tuple[Override, ...]:
@@ -268,28 +296,6 @@ def _summary(layers: Sequence[Layer], chosen: Sequence[int]) -> str:
     average = sum(layer.weights * each for layer, each in zip(layers, bits, strict=True)) / max(total, 1)
     counted = ", ".join(f"{count} at {each}" for each, count in sorted(Counter(bits).items()))
     return f"{average:.2f} bits a weight; layers: {counted} bits"
-
-
-def _better(mixed: Model, uniform: Model, model: Model, context: Context) -> Model:
-    """The one that is nearer to the float model on calibration samples; the mixed one where both are."""
-    assert context.calibration is not None  # noqa: S101 - looked at by `apply`
-    size = model.inputs[0].shape[0] or 1
-    x = _evenly(context.calibration, 32)
-    batches = [
-        np.ascontiguousarray(x[start : start + size]) for start in range(0, len(x) // size * size, size)
-    ]
-    exact, first, second = (_outputs(each, batches) for each in (model, mixed, uniform))
-    noise, uniform_noise = noise_to_signal(exact, first), noise_to_signal(exact, second)
-    if noise <= uniform_noise:
-        return mixed
-    context.emit(
-        Warned(
-            "mixed precision is no better than a single width here, which is taken instead: "
-            f"{-10 * np.log10(uniform_noise):.1f} dB against {-10 * np.log10(noise):.1f} dB",
-            remedy="give more calibration samples, or another sensitivity",
-        )
-    )
-    return uniform
 
 
 def _outputs(model: Model, batches: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:

@@ -72,8 +72,8 @@ def measured_costs(
     import onnx
 
     proto = onnx.shape_inference.infer_shapes(model.to_onnx(), data_prop=True)
-    compare = _comparison(proto, measure, model.name)
-    batches = [{model.inputs[0].name: batch} for batch in _batches(model, x)]
+    compare = comparison(proto, measure, model.name)
+    batches = [{model.inputs[0].name: batch} for batch in in_batches(model, x)]
     costs: dict[str, tuple[float, ...]] = {}
     reference: list[list[NDArray[Any]]] = []
     with (
@@ -96,7 +96,8 @@ def _outputs_with(rest: _Rest, batches: Sequence[Tensors], constants: Constants)
     return [rest.outputs(batch, constants) for batch in batches]
 
 
-def _batches(model: Model, x: NDArray[Any]) -> list[NDArray[Any]]:
+def in_batches(model: Model, x: NDArray[Any]) -> list[NDArray[Any]]:
+    """Samples in batches that the model takes; those that do not fill a fixed one are left out."""
     size = model.inputs[0].shape[0] or _BATCH
     dtype = np.dtype(model.inputs[0].dtype)
     whole = len(x) if model.inputs[0].shape[0] is None else len(x) // size * size
@@ -195,7 +196,12 @@ def _alive(proto: onnx.ModelProto, place: int) -> list[str]:
     return [name for name in read if name not in later and name not in constants]
 
 
-def _comparison(proto: onnx.ModelProto, measure: Measure, where: str) -> Callable[[Outputs, Outputs], float]:
+def comparison(proto: onnx.ModelProto, measure: Measure, where: str) -> Callable[[Outputs, Outputs], float]:
+    """What tells how far changed outputs, in batches, are from exact ones; see `measured_costs`.
+
+    Raises:
+        ModelError: "kl" of a model that is no classifier.
+    """
     if measure == "sqnr":
         return noise_to_signal
     check_classifier(proto, where)

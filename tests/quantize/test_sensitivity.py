@@ -9,7 +9,13 @@ from scipy.special import rel_entr, softmax
 from edgepipe.errors import ModelError
 from edgepipe.events import silent
 from edgepipe.graph import edit
-from edgepipe.quantize.candidates import Constants, float_constants, rounded_constants
+from edgepipe.quantize.candidates import (
+    Constants,
+    float_constants,
+    input_moments,
+    optimized_constants,
+    rounded_constants,
+)
 from edgepipe.quantize.sensitivity import Trial, measured_costs
 
 NETWORK = """
@@ -197,3 +203,52 @@ def test_rounded_weights_are_on_a_grid_and_no_worse_than_with_the_greatest_magni
         assert np.square(row - original).sum() <= np.square(plain - original).sum() * (1 + 1e-6)
     assert not found.weight[2].any()
     np.testing.assert_array_equal(found.bias, np.zeros(6))
+
+
+def test_optimized_candidates_err_less_where_inputs_are_correlated(build_model):
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(8, 8)).astype(np.float32)
+    x = np.einsum("io,nihw->nohw", mixing, rng.normal(size=(16, 8, 6, 6)).astype(np.float32)) + 0.5
+    nodes = """
+    g (float[n, 8, 6, 6] x) => (float[n, 5] y) {
+        a = Conv <pads = [1, 1, 0, 0], strides = [2, 1], group = 2> (x, w)
+        b = GlobalAveragePool (a)
+        c = Flatten (b)
+        y = Gemm <transB = 1> (c, h)
+    }
+    """
+    weights = {"w": rng.normal(size=(6, 4, 3, 3)), "h": rng.normal(size=(5, 6))}
+    model = build_model(nodes, **{name: array.astype(np.float32) for name, array in weights.items()})
+    ops = list(edit.nodes(edit.open_graph(model).graph, "Conv", "Gemm"))
+    moments = input_moments(model, ops, x.astype(np.float32), 0)
+    exact = run(model, x)
+    for node in ops:
+        optimized = optimized_constants(node, (2, 4, 32), "per-channel", moments[node])
+        np.testing.assert_array_equal(optimized[2].weight, float_constants(node).weight)
+        for bits, found in zip((2, 4), optimized, strict=False):
+            layer = node.outputs[0].name
+            rounded = run(model, x, layer, found)
+            # the bias takes the mean error away, up to the rows that were looked at
+            assert np.abs((rounded - exact).mean(0)).max() < 0.1 * np.abs(exact).max()
+            levels = np.unique(np.abs(found.weight.reshape(len(found.weight), -1)[0]).round(6))
+            assert len(levels) <= 2 ** (bits - 1)
+    conv = ops[0]
+    rows = _patches(x)
+    for group in range(2):
+        part = slice(3 * group, 3 * group + 3)
+        for bits in (2, 4):
+            (best,) = optimized_constants(conv, (bits,), "per-channel", moments[conv])
+            nearest = rounded_constants(conv, bits, "per-channel", None)
+            errors = [
+                (rows[group] @ (each.weight - weights["w"])[part].reshape(3, -1).T).std(0).sum()
+                for each in (best, nearest)
+            ]
+            assert errors[0] < errors[1]
+
+
+def _patches(x):
+    """Inputs of each group of the convolution above, as rows: by slicing."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 0), (1, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::2]
+    rows = windows.transpose(0, 2, 3, 1, 4, 5)
+    return [rows[..., 4 * group : 4 * group + 4, :, :].reshape(-1, 36) for group in range(2)]
