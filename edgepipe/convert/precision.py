@@ -9,7 +9,25 @@ from edgepipe.bundle import Precision
 if TYPE_CHECKING:
     import onnx
 
+LEAST_RUNTIMES: dict[Precision, dict[str, str]] = {
+    "float16": {"litert": "1.0", "tflite-runtime": "2.5"},
+    "int4": {"onnxruntime": "1.23", "litert": "1.0", "tflite-runtime": "2.17"},
+    "int16": {"onnxruntime": "1.18", "litert": "1.0", "tflite-runtime": "2.17"},
+    "dynamic": {"onnxruntime": "1.7", "litert": "1.0", "tflite-runtime": "2.17"},
+}
+"""Least version of each runtime that runs a precision as recipes have it, with a scale for each channel. A
+runtime that is not named has no use for it: ONNX Runtime's CPU kernels would compute float16 by casting."""
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def runs(precision: Precision, runtime: str, version: str) -> bool:
+    """Whether a version of a runtime runs artifacts of a precision; those without a bound run anywhere."""
+    least = LEAST_RUNTIMES.get(precision)
+    return least is None or (runtime in least and _numbers(version) >= _numbers(least[runtime]))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def precision_of(proto: onnx.ModelProto) -> Precision:

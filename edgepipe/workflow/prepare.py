@@ -71,6 +71,7 @@ def prepare(job: Job, emit: Emit) -> Prepared:
         CalibrationDataMissing: The recipe calibrates and there is no data.
     """
     target, recipe = load_target(job.target), load_recipe(job.recipe)
+    check_precision(recipe, target)
     if job.calibrate_random and job.data is not None:
         raise UsageError(
             "--calibrate-random and --data contradict each other",
@@ -120,6 +121,24 @@ def _check_recipe(recipe: Recipe, model: Model, where: str) -> None:
             where=where,
             remedy="use --recipe int8, which keeps its quantization, or give the float model",
         )
+
+
+def check_precision(recipe: Recipe, target: Target) -> None:
+    """Raises UsageError if no runtime of the target runs what a recipe makes."""
+    from edgepipe.convert.precision import LEAST_RUNTIMES, runs
+
+    has = ", ".join(f"{each.name} {each.version}" for each in target.runtimes)
+    # The bounds hold for scales by channel; older kernels know one scale for a weight.
+    coarse = any(getattr(each, "granularity", "") == "per-tensor" for each in recipe.passes)
+    if coarse or any(runs(recipe.precision, each.name, each.version) for each in target.runtimes):
+        return
+    least = " or ".join(f"{name} {version}" for name, version in LEAST_RUNTIMES[recipe.precision].items())
+    raise UsageError(
+        f"no runtime of {target.name} runs what recipe {recipe.name} makes ({recipe.precision})",
+        where=f"target {target.name}",
+        got=f"{has}, where {least} is needed",
+        remedy="take --recipe int8, or a target file of your own that names the runtimes of your board",
+    )
 
 
 def _check_source_ops(model: Model, recipe: Recipe, target: Target) -> None:

@@ -7,8 +7,10 @@ import pytest
 from edgepipe import errors
 from edgepipe.events import Warned
 from edgepipe.job import Job
+from edgepipe.recipe import load_recipe
+from edgepipe.target import load_target
 from edgepipe.workflow.make import compress
-from edgepipe.workflow.prepare import prepare
+from edgepipe.workflow.prepare import check_precision, prepare
 
 LINEAR = "linear (float[N, 6] x) => (float[N, 3] y) { y = MatMul(x, w) }"
 WEIGHT = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
@@ -100,3 +102,39 @@ def test_half_precision_of_a_quantized_model_is_refused(job, tmp_path):
     with pytest.raises(errors.UsageError, match="quantized already"):
         compress(again, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe"),
+    [
+        ("jetson-nano", "int4"),
+        ("jetson-nano", "int16"),
+        ("jetson-nano", "float16"),
+        ("raspberrypi3", "dynamic"),
+    ],
+)
+def test_a_scheme_that_no_runtime_of_the_target_runs_is_refused(job, target, recipe):
+    with pytest.raises(errors.UsageError, match=f"{target} runs what recipe {recipe} makes") as caught:
+        prepare(job(options={"target": target, "recipe": recipe, "data": "absent.npz"}), lambda _: None)
+    assert "is needed" in caught.value.got
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "int4", "int16", "float16", "mixed", "int8"])
+@pytest.mark.parametrize("target", ["raspberrypi5", "x86", "jetson-orin-nano"])
+def test_current_boards_run_every_scheme(target, recipe):
+    check_precision(load_recipe(recipe), load_target(target))
+
+
+def test_a_recipe_by_tensor_suits_old_kernels(tmp_path):
+    lines = ('description = ""', 'precision = "dynamic"', "[[passes]]", 'use = "quantize.dynamic"')
+    (tmp_path / "coarse.toml").write_text("\n".join([*lines, 'granularity = "per-tensor"']))
+    check_precision(load_recipe(tmp_path / "coarse.toml"), load_target("raspberrypi3"))
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "int4", "int16"])
+def test_bundles_of_every_scheme_hold_their_artifacts(job, tmp_path, recipe):
+    weight = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
+    text = "linear (float[N, 40] x) => (float[N, 50] y) { y = MatMul(x, w) }"
+    made = compress(job(text, options={"recipe": recipe}, w=weight), tmp_path / "bundle")
+    names = {artifact.name for artifact in made.bundle.manifest.artifacts}
+    assert names == {f"{each}.{kind}" for each in ("float32", recipe) for kind in ("onnx", "tflite")}
