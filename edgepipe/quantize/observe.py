@@ -181,7 +181,7 @@ class _Observers:
     def _extremes(self) -> dict[str, tuple[float, float]]:
         """Least and greatest value of each tensor so far."""
         lows = self.negated_low.extremes()
-        extremes = {name: (-lows.get(name, 0.0), high) for name, high in self.high.extremes().items()}
+        extremes = {name: (0.0 - lows.get(name, 0.0), high) for name, high in self.high.extremes().items()}
         return extremes | {name: (float(each.low), float(each.high)) for name, each in self.whole.items()}
 
     def result(self) -> dict[str, Observation]:
@@ -191,7 +191,7 @@ class _Observers:
         found = {name: each.result(histograms.get(name)) for name, each in self.whole.items()}
         for name, (low, high) in self._extremes().items():
             if name not in found:
-                typical = -low_sums.get(name, 0.0) / self.samples, high_sums[name] / self.samples
+                typical = 0.0 - low_sums.get(name, 0.0) / self.samples, high_sums[name] / self.samples
                 mean = means.get(name)
                 # maxima may drop NaN, which means keep
                 sound = mean is None or bool(np.isfinite(mean).all())
