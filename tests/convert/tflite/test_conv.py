@@ -139,7 +139,7 @@ def all_scales(emission):
     return [detail["quantization_parameters"]["scales"] for detail in details]
 
 
-def test_weights_with_a_zero_point_are_refused(tools):
+def test_weights_with_a_zero_point_that_fit_without_it_keep_their_scale(tools):
     model = tools.model(
         [
             ("QuantizeLinear", ["x", "s", "z"], ["xq"], {}),
@@ -157,9 +157,12 @@ def test_weights_with_a_zero_point_are_refused(tools):
             "w": np.full((3, 2, 1, 1), 120, np.uint8),
         },
     )
-    with pytest.raises(UnsupportedOp, match="zero point") as caught:
-        emit(model)
-    assert "symmetrically" in caught.value.remedy
+    emission = emit(model)
+    assert not emission.notes
+    x = {"x": np.linspace(-5, 5, 32, dtype=np.float32).reshape(1, 2, 4, 4)}
+    (expected,), (found,) = tools.run_onnx(model, x), tools.run_tflite(emission, x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.ptp(expected) > 5
 
 
 def test_computed_weights_are_refused(tools):
