@@ -19,13 +19,19 @@ if TYPE_CHECKING:
     Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def normalize(graph: ir.Graph) -> None:
-    """Folds affine maps into the linear op before them, and writes those that remain as Mul and Add."""
+def normalize(graph: ir.Graph, *, fold_normalization: bool = True) -> None:
+    """Folds affine maps into the linear op before them, and writes those that remain as Mul and Add.
+
+    Args:
+        graph: The graph; it is edited.
+        fold_normalization: Whether batch normalizations fold into ops, or are written out alone.
+    """
     _plain_gemms(graph)
     dense.products_to_gemms(graph)
     for node in edit.nodes(graph, "Neg", "Pow"):
         _multiply(graph, node)
-    for node in edit.nodes(graph, "BatchNormalization", "Mul", "Add", "Sub", "Div"):
+    normalizations = ["BatchNormalization"] if fold_normalization else []
+    for node in edit.nodes(graph, *normalizations, "Mul", "Add", "Sub", "Div"):
         _fold_into_producer(graph, node)
     for node in edit.nodes(graph, "BatchNormalization"):
         _split_normalization(graph, node)

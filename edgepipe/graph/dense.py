@@ -73,7 +73,7 @@ def _replace(graph: ir.Graph, product: ir.Node, last: ir.Node, bias: NDArray[np.
             ir.Shape([count, sizes[-1]]),
             ir.Shape([count, width]),
         )
-        shape = edit.add_constant(graph, f"{name}.shape", np.array([-1, *sizes[1:-1], width], np.int64))  # type: ignore[list-item]
+        shape = edit.add_constant(graph, f"{name}.shape", np.array([-1, *sizes[1:-1], width], np.int64))
         added.append(_named(graph, ir.node("Reshape", [gemm.outputs[0], shape]), f"{name}.product", result))
     added[-1].outputs[0].shape = result.shape
     graph.insert_before(last, added)

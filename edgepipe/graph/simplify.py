@@ -22,21 +22,28 @@ class Simplify(Pass, frozen=True, kw_only=True):
     outputs and its dynamic batch. Batch normalization folds into the convolution before it as in
     Jacob et al. 2018 (arXiv 1712.05877), section 3.2, equation 14. A model that is quantized already
     passes through untouched.
+
+    Attributes:
+        fold_normalization: Whether batch normalizations fold into the ops before them; else they
+            become a product and a sum of their own.
     """
+
+    fold_normalization: bool = True
 
     def apply(self, model: Model, context: Context) -> Model:  # noqa: ARG002 - every pass takes it
         """The simplified model."""
-        return simplify(model)
+        return simplify(model, fold_normalization=self.fold_normalization)
 
 
-def simplify(model: Model) -> Model:
+def simplify(model: Model, *, fold_normalization: bool = True) -> Model:
     """The simplified model; see `Simplify`."""
     if edit.is_quantized(model):
         return model
-    return edit.freeze(_simplify(edit.open_graph(model)), model.name)
+    graph_model = _simplify(edit.open_graph(model), fold_normalization=fold_normalization)
+    return edit.freeze(graph_model, model.name)
 
 
-def _simplify(graph_model: ir.Model) -> ir.Model:
+def _simplify(graph_model: ir.Model, *, fold_normalization: bool) -> ir.Model:
     from onnx_ir.passes import common
 
     common.InlinePass()(graph_model)
@@ -49,13 +56,13 @@ def _simplify(graph_model: ir.Model) -> ir.Model:
             break
         common.RemoveUnusedNodesPass()(graph_model)
         graph_model = edit.with_fresh_shapes(graph_model)
-    affine.normalize(graph_model.graph)
+    affine.normalize(graph_model.graph, fold_normalization=fold_normalization)
     redundant.merge_pads(graph_model.graph)
     overhang.settle(graph_model.graph)
     redundant.globalize_pools(graph_model.graph)
+    common.DeduplicateInitializersPass(size_limit=1 << 30)(graph_model)
     common.CommonSubexpressionEliminationPass()(graph_model)
     common.RemoveUnusedNodesPass()(graph_model)
-    common.DeduplicateInitializersPass(size_limit=1 << 30)(graph_model)
     common.RemoveUnusedOpsetsPass()(graph_model)
     common.NameFixPass()(graph_model)
     return graph_model

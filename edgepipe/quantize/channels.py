@@ -9,6 +9,7 @@ keeps channels apart. Here such sets of activations are found, however many ops 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -73,7 +74,7 @@ def written_axis(node: ir.Node) -> int | None:
     if sizes is None:
         return None
     if is_linear(node):
-        axis = len(sizes) - 1 if node.op_type == "MatMul" else 1
+        axis: int | None = len(sizes) - 1 if node.op_type == "MatMul" else 1
     elif node.op_type == "LayerNormalization" and edit.constant_input(node, 1) is not None:
         axis = len(sizes) - 1
         if edit.integer(node, "axis", -1) not in (-1, axis) or _is_variable(node, 2):
@@ -86,7 +87,7 @@ def written_axis(node: ir.Node) -> int | None:
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Whether the op multiplies its first input with a constant weight, and adds a constant vector at most."""
+    """Whether the op multiplies its first input with a constant weight, and adds a vector at most."""
     weight, bias = edit.constant_input(node, 1), edit.constant_input(node, 2)
     if node.op_type not in LINEAR or node.domain not in ("", "ai.onnx") or weight is None:
         return False
@@ -153,6 +154,8 @@ class _Search:
             return True
         if self._is_flattening(node):
             return self.visit(node.inputs[0], 1)
+        if _moves_rows(node):
+            return self._rows(node, axis)
         return self._between(node, axis)
 
     def _read(self, node: ir.Node, index: int, axis: int) -> bool:
@@ -162,6 +165,8 @@ class _Search:
             return index == 0 and axis == (rank - 1 if node.op_type == "MatMul" else 1)
         if self._is_flattening(node):
             return axis == 1 and self.visit(node.outputs[0], 1)
+        if _moves_rows(node):
+            return self._rows(node, axis)
         return self._between(node, axis)
 
     def _between(self, node: ir.Node, axis: int) -> bool:
@@ -189,14 +194,35 @@ class _Search:
                 return False
         return self.visit(node.outputs[0], axis)
 
+    def _rows(self, node: ir.Node, axis: int) -> bool:
+        """A Reshape that keeps the last axis, along which the channels must lie."""
+        ranks = [len(edit.sizes(value) or ()) for value in (node.inputs[0], node.outputs[0])]
+        if axis not in (rank - 1 for rank in ranks):
+            return False
+        return self.visit(node.inputs[0], ranks[0] - 1) and self.visit(node.outputs[0], ranks[1] - 1)
+
     def _is_flattening(self, node: ir.Node) -> bool:
         """Whether all axes but the batch become one, so that each channel becomes a run of features."""
         if node.op_type not in ("Flatten", "Reshape"):
             return False
         before, after = edit.sizes(node.inputs[0]), edit.sizes(node.outputs[0])
-        if before is None or after is None or len(before) < 2 or len(after) != 2 or None in before[1:]:
+        if before is None or after is None or len(before) < 2 or len(after) != 2:
             return False
-        return before[0] == after[0] and before[1] == self.size and int(np.prod(before[1:])) == after[1]
+        features = [size for size in before[1:] if size is not None]
+        whole = len(features) == len(before) - 1 and prod(features) == after[1]
+        return whole and before[0] == after[0] and before[1] == self.size
+
+
+def _moves_rows(node: ir.Node) -> bool:
+    """Whether an op only takes positions together or apart, in front of the channels on the last axis."""
+    before, after = edit.sizes(node.inputs[0]), edit.sizes(node.outputs[0])
+    return (
+        node.op_type == "Reshape"
+        and bool(before and after)
+        and before[-1:] == after[-1:]  # type: ignore[index]
+        and before[-1] is not None  # type: ignore[index]
+        and not _is_variable(node, 1)
+    )
 
 
 def _keeps(node: ir.Node, axis: int) -> bool:

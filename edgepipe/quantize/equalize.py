@@ -1,8 +1,7 @@
-"""Cross-layer equalization: weights of neighbouring layers on ranges that one scale can hold."""
+"""Cross-layer equalization: ranges of channels traded between layers, so that rounding costs least."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
@@ -16,106 +15,109 @@ from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize.channels import Channels, find_channels, is_linear
 from edgepipe.quantize.emit import clip_bounds
-from edgepipe.quantize.rescale import magnitudes, rescale
-from edgepipe.quantize.tails import Freedom, Tolerance, measure_freedom
+from edgepipe.quantize.noise import Layer, least_noise, make_layers, noise
+from edgepipe.quantize.rescale import rescale
+from edgepipe.quantize.spread import measure_spread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    Factors = NDArray[np.float64]
-
-_CONVERGED = 1.001
-"""Factors that change less than this are as they should be."""
-_DEAD = 1e-6
-"""A channel with weights this much smaller than the greatest of its tensor has no range to equalize."""
+_FACTOR = 2.0**10
+"""Greatest factor, and the inverse of the least: beyond, a channel is as good as dead."""
 
 
 class Equalize(Pass, frozen=True, kw_only=True):
-    """Evens out the weight ranges of channels across neighbouring layers, before they are rounded.
+    """Trades ranges between the channels of neighbouring layers, so that rounding them costs least.
 
-    Cross-layer equalization of Nagel et al. 2019 (arXiv 1906.04721), section 4.1, equation 11: the
-    factor ``s = sqrt(r1 / r2)`` brings the range of an output channel and that of the input channels
-    that read it to their geometric mean. What is computed stays the same to float32 rounding. Sets of
-    activations that residual additions tie together take their factors together.
+    Cross-layer equalization of Nagel et al. 2019 (arXiv 1906.04721), section 4.1, gives each channel a
+    factor that one layer divides and the next multiplies by. There the factors even out the ranges of
+    weights; here they make least the modelled noise of weights and activations together, by gradient
+    descent. Activations that residual additions tie together take one factor. What is computed stays
+    the same to float32 rounding.
 
-    A bounded activation such as ReLU6 lets a factor through only as far as its bound stays out of the
-    way: on calibration samples it is measured, channel by channel, how far the bound could move.
+    A bound above, as that of ReLU6, lets no factor through. Where it is worth most, a bounded
+    activation gets a bound for each channel instead, which moves with the factor: one more op.
 
     Attributes:
-        clips: What happens at bounded activations: "keep" moves a bound only as far as `clip_error`
-            allows; "relu" takes upper bounds away, which changes what the network computes.
-        clip_error: Change that moving a bound may make on calibration samples, in units of the error
-            of rounding the activation to 8 bits; 0 keeps what is computed exactly.
-        rounds: How often all layers are gone through.
-        limit: Greatest factor of a channel, and the inverse of the least.
+        granularity: What `quantize.static` is to be told: with one scale in all for a weight,
+            equalization matters most.
+        free_clips: How many bounded activations may get a bound for each channel.
+        samples: Calibration samples to measure channels on.
+        rounds: Steps of the descent; 0 changes nothing.
     """
 
     needs_calibration: ClassVar[bool] = True
 
-    clips: Literal["keep", "relu", "free"] = "keep"
-    clip_error: Annotated[float, msgspec.Meta(ge=0.0, le=100.0)] = 1.0
-    margin: Annotated[float, msgspec.Meta(ge=1.0, le=16.0)] = 1.0
-    rounds: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 40
-    limit: Annotated[float, msgspec.Meta(ge=1.0, le=65536.0)] = 1024.0
+    granularity: Literal["per-channel", "per-tensor"] = "per-tensor"
+    free_clips: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 6
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    rounds: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 60
 
     def apply(self, model: Model, context: Context) -> Model:
         """The equalized float model.
 
         Raises:
-            CalibrationDataMissing: There are clips to measure, and the context has no samples.
+            CalibrationDataMissing: The context has no samples.
         """
-        if edit.is_quantized(model):
+        if edit.is_quantized(model) or not self.rounds:
             return model
+        if context.calibration is None:
+            raise CalibrationDataMissing(
+                "equalization measures channels on samples, and there are none", where=model.name
+            )
         graph_model = edit.open_graph(model)
         sets = _equalizable(graph_model.graph)
+        if not sets:
+            return model
+        nodes = [node for node in edit.nodes(graph_model.graph) if is_linear(node)]
+        axes = {str(value.name): axis for node in nodes for value, axis in _ends(node)}
+        seen = measure_spread(model, axes, context.calibration, self.samples, context.emit)
+        layers = make_layers(nodes, sets, seen)
         with stage(context.emit, "equalize") as running:
-            if self.clips == "relu":
-                for channels in sets:
-                    _open_clips(graph_model.graph, channels)
-                sets = _equalizable(graph_model.graph)
-            limits = (np.float64(1 / self.limit), np.float64(self.limit))
-            bounds = self._bounds(model, sets, context) if self.clips == "keep" else [limits] * len(sets)
-            ranges = _Ranges(sets)
-            factors = [np.ones(channels.size) for channels in sets]
-            for _ in range(self.rounds):
-                if ranges.step(factors, bounds) < _CONVERGED:
-                    break
+            factors = self._factors(layers, sets)
             for channels, each in zip(sets, factors, strict=True):
                 if (each != 1.0).any():
-                    for clip in channels.clips if self.clips == "free" else ():
-                        _free_clip(graph_model.graph, clip, each, channels.axes[clip.inputs[0]])
+                    for clip in channels.clips:
+                        _bound_by_channel(graph_model.graph, clip, each, channels.axes[clip.inputs[0]])
                     rescale(graph_model.graph, channels, each)
-            running.detail = f"{len(sets)} sets of channels"
+            running.detail = f"{sum((each != 1.0).any() for each in factors)} of {len(sets)} sets of channels"
         return _frozen(graph_model, model.name)
 
-    def _bounds(
-        self, model: Model, sets: tuple[Channels, ...], context: Context
-    ) -> list[tuple[Factors, Factors]]:
-        """Least and greatest factor of each channel of each set."""
-        places = {
-            str(clip.inputs[0].name): (clip_bounds(clip)[1], channels.axes[clip.inputs[0]])
-            for channels in sets
-            for clip in channels.clips
-            if np.isfinite(clip_bounds(clip)[1])
-        }
-        if places and context.calibration is None:
-            raise CalibrationDataMissing(
-                "equalization measures bounded activations on samples, and there are none", where=model.name
-            )
-        freedoms: Mapping[str, Freedom] = {}
-        if places and context.calibration is not None:
-            freedoms = measure_freedom(
-                model, places, context.calibration, Tolerance(self.clip_error, self.margin), context.emit
-            )
-        bounds = []
-        for channels in sets:
-            low, high = np.full(channels.size, 1 / self.limit), np.full(channels.size, self.limit)
-            for clip in channels.clips:
-                freedom = freedoms.get(str(clip.inputs[0].name))
-                if freedom is not None:
-                    low, high = np.maximum(low, freedom.least), np.minimum(high, freedom.most)
-            bounds.append((low, high))
-        return bounds
+    def _factors(self, layers: tuple[Layer, ...], sets: tuple[Channels, ...]) -> list[NDArray[np.float64]]:
+        """Factors of all sets, those with bounds above among them where that is worth most."""
+        bounded = {index for index, each in enumerate(sets) if any(map(_is_bounded, each.clips))}
+        fixed = set(bounded)
+        if self.free_clips and bounded:
+            free = least_noise(layers, sets, set(), self.granularity, self.rounds // 2)
+            worth = {index: _worth(layers, free, index, self.granularity) for index in bounded}
+            order = sorted(bounded, key=lambda index: (-worth[index], index))
+            fixed -= set(order[: self.free_clips])
+        return [
+            np.clip(each, 1 / _FACTOR, _FACTOR)
+            for each in least_noise(layers, sets, fixed, self.granularity, self.rounds)
+        ]
+
+
+def _worth(
+    layers: tuple[Layer, ...],
+    factors: list[NDArray[np.float64]],
+    index: int,
+    granularity: Literal["per-channel", "per-tensor"],
+) -> float:
+    """How much more noise there is without the factors of one set."""
+    logs = [np.log(each) for each in factors]
+    logs[index] = np.zeros_like(logs[index])
+    near = [layer for layer in layers if index in (layer.reads, layer.writes)]
+    return noise(near, logs, granularity)[0] - noise(near, [np.log(each) for each in factors], granularity)[0]
+
+
+def _ends(node: ir.Node) -> list[tuple[ir.Value, int]]:
+    """What a linear op reads and writes, each with the axis of its channels."""
+    return [
+        (value, len(edit.sizes(value) or ()) - 1 if node.op_type == "MatMul" else 1)
+        for value in (node.inputs[0], node.outputs[0])
+        if value is not None
+    ]
 
 
 def _frozen(graph_model: ir.Model, name: str) -> Model:
@@ -136,78 +138,33 @@ def _equalizable(graph: ir.Graph) -> tuple[Channels, ...]:
     )
 
 
-def _open_clips(graph: ir.Graph, channels: Channels) -> None:
-    """Makes a Relu of each clip at 0 and above."""
+def _is_bounded(clip: ir.Node) -> bool:
+    return bool(np.isfinite(clip_bounds(clip)[1]))
+
+
+def _bound_by_channel(graph: ir.Graph, clip: ir.Node, factors: NDArray[np.float64], axis: int) -> None:
+    """Gives a clip a bound above for each channel: Clip to the greatest of them, then Min.
+
+    The Clip keeps what is rounded before Min from spanning more than what comes out of it.
+    """
     import onnx_ir as ir
 
-    for clip in channels.clips:
-        if clip_bounds(clip)[0] != 0.0:
-            continue
-        result = clip.outputs[0]
-        relu = ir.node("Relu", [clip.inputs[0]], name=clip.name)
-        relu.outputs[0].type, relu.outputs[0].shape = result.type, result.shape
-        relu.outputs[0].name = edit.unused_name(graph, f"{result.name}.relu")
-        graph.insert_before(clip, relu)
-        edit.replace_value(graph, result, relu.outputs[0])
-        graph.remove(clip, safe=True)
-
-
-def _free_clip(graph: ir.Graph, clip: ir.Node, factors: Factors, axis: int) -> None:
-    """Gives a clip a bound of its own for each channel."""
-    import onnx_ir as ir
-
-    _, high = clip_bounds(clip)
+    low, high = clip_bounds(clip)
     if not np.isfinite(high):
         return
     result = clip.outputs[0]
-    rank = len(edit.sizes(result))
-    relu = ir.node("Relu", [clip.inputs[0]], name=clip.name)
-    bound = edit.add_constant(
-        graph,
-        f"{result.name}.bound",
-        (high / factors).astype(np.float32).reshape((-1,) + (1,) * (rank - axis - 1)),
-    )
-    mini = ir.node("Min", [relu.outputs[0], bound])
-    for value, suffix in ((relu.outputs[0], "relu"), (mini.outputs[0], "bounded")):
+    name, rank = str(result.name), len(edit.sizes(result) or ())
+    bounds = (high / factors).astype(np.float32)
+    ends = [
+        edit.add_constant(graph, f"{name}.{end}", np.array(value, np.float32))
+        for end, value in (("low", low), ("high", bounds.max()))
+    ]
+    clipped = ir.node("Clip", [clip.inputs[0], *ends], name=clip.name)
+    column = edit.add_constant(graph, f"{name}.bounds", bounds.reshape((-1,) + (1,) * (rank - axis - 1)))
+    bounded = ir.node("Min", [clipped.outputs[0], column])
+    for value, suffix in ((clipped.outputs[0], "clipped"), (bounded.outputs[0], "bounded")):
         value.type, value.shape = result.type, result.shape
-        value.name = edit.unused_name(graph, f"{result.name}.{suffix}")
-    graph.insert_before(clip, [relu, mini])
-    edit.replace_value(graph, result, mini.outputs[0])
+        value.name = edit.unused_name(graph, f"{name}.{suffix}")
+    graph.insert_before(clip, [clipped, bounded])
+    edit.replace_value(graph, result, bounded.outputs[0])
     graph.remove(clip, safe=True)
-
-
-class _Ranges:
-    """Weight ranges by channel while factors change, without touching a weight."""
-
-    def __init__(self, sets: tuple[Channels, ...]) -> None:
-        self.sets = sets
-        self.writer_of = {node: index for index, each in enumerate(sets) for node in each.writers}
-        self.reader_of = {node: index for index, each in enumerate(sets) for node in each.readers}
-        self.magnitudes: dict[ir.Node, Factors] = {}
-        for node in {**self.writer_of, **self.reader_of}:
-            size = sets[self.reader_of[node]].size if node in self.reader_of else None
-            self.magnitudes[node] = magnitudes(node, size)
-
-    def step(self, factors: list[Factors], bounds: list[tuple[Factors, Factors]]) -> float:
-        """Moves every factor to where the ranges before and after it meet; returns the greatest ratio."""
-        greatest = 1.0
-        for index, channels in enumerate(self.sets):
-            written = np.max([self._range(node, factors, 2) for node in channels.writers], axis=0)
-            read = np.max([self._range(node, factors, 1) for node in channels.readers], axis=0)
-            alive = (written > _DEAD) & (read > _DEAD)
-            step = np.sqrt(np.divide(written, read, out=np.ones(channels.size), where=alive))
-            moved = np.clip(factors[index] * step, *bounds[index])
-            change = moved / factors[index]
-            greatest = max(greatest, float(change.max()), float(1 / change.min()))
-            factors[index] = moved
-        return greatest
-
-    def _range(self, node: ir.Node, factors: list[Factors], other: int) -> Factors:
-        """Range of each channel where that of the tensor is 1, the greatest along axis `other`."""
-        scaled = self.magnitudes[node]
-        groups, outputs, inputs = scaled.shape
-        if node in self.writer_of:
-            scaled = scaled / factors[self.writer_of[node]].reshape(groups, outputs, 1)
-        if node in self.reader_of:
-            scaled = scaled * factors[self.reader_of[node]].reshape(groups, 1, inputs)
-        return np.asarray(scaled.max(other).reshape(-1) / max(scaled.max(), 1e-30))

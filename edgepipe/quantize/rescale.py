@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +30,9 @@ def rescale(graph: ir.Graph, channels: Channels, factors: Factors) -> None:
     for node in channels.writers:
         _divide_output(graph, node, factors)
     for node, index in channels.shifts:
-        divisor = _along(factors, node, channels.axes[node.outputs[0]])
-        _replace(graph, node, index, lambda array, divisor=divisor: array / divisor)
+        _divide(graph, node, index, _along(factors, node, channels.axes[node.outputs[0]]))
     for node in channels.readers:
-        _replace(graph, node, 1, lambda weight, node=node: _times_inputs(node, weight, factors))
+        _put(graph, node, 1, _times_inputs(node, _wide(node, 1), factors))
 
 
 def _divide_output(graph: ir.Graph, node: ir.Node, factors: Factors) -> None:
@@ -43,15 +41,14 @@ def _divide_output(graph: ir.Graph, node: ir.Node, factors: Factors) -> None:
         rank = len(edit.sizes(node.outputs[0]) or ())
         sizes = edit.array_at(node, index).shape
         axis = next(axis for axis, size in enumerate(sizes, rank - len(sizes)) if size > 1)
-        divisor = _along(factors, node, axis)
-        _replace(graph, node, index, lambda array: array / divisor)
+        _divide(graph, node, index, _along(factors, node, axis))
         return
     if is_linear(node):
-        _replace(graph, node, 1, lambda weight: _times_outputs(node, weight, 1 / factors))
+        _put(graph, node, 1, _times_outputs(node, _wide(node, 1), 1 / factors))
     else:
-        _replace(graph, node, 1, lambda gamma: gamma / factors)
+        _divide(graph, node, 1, factors)
     if edit.constant_input(node, 2) is not None:
-        _replace(graph, node, 2, lambda bias: bias / factors)
+        _divide(graph, node, 2, factors)
 
 
 def _along(factors: Factors, node: ir.Node, axis: int) -> Factors:
@@ -60,12 +57,19 @@ def _along(factors: Factors, node: ir.Node, axis: int) -> Factors:
     return factors.reshape((-1,) + (1,) * (rank - axis - 1))
 
 
-def _replace(graph: ir.Graph, node: ir.Node, index: int, change: Callable[[Array], Array]) -> None:
+def _divide(graph: ir.Graph, node: ir.Node, index: int, divisor: Factors) -> None:
+    _put(graph, node, index, _wide(node, index) / divisor)
+
+
+def _wide(node: ir.Node, index: int) -> Array:
+    """A constant in float64, so that it is rounded once."""
+    return edit.array_at(node, index).astype(np.float64)
+
+
+def _put(graph: ir.Graph, node: ir.Node, index: int, array: Array) -> None:
     """Puts another constant into an input; the old one may have other users, so it stays."""
-    array = edit.array_at(node, index)
-    changed = np.asarray(change(array.astype(np.float64)), np.float32)
     name = str(node.inputs[index].name)  # type: ignore[union-attr]
-    node.replace_input_with(index, edit.add_constant(graph, name, changed))
+    node.replace_input_with(index, edit.add_constant(graph, name, np.asarray(array, np.float32)))
 
 
 def magnitudes(node: ir.Node, inputs: int | None = None) -> NDArray[np.float64]:
@@ -82,6 +86,24 @@ def magnitudes(node: ir.Node, inputs: int | None = None) -> NDArray[np.float64]:
     groups, outputs, features = lanes.shape
     wanted = features if inputs is None else inputs // groups
     return np.asarray(lanes.reshape(groups, outputs, wanted, -1).max(3), np.float64)
+
+
+def powers(node: ir.Node, inputs: int, heed: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Sum of the squared weights of each input channel, and the number of weights between two channels.
+
+    Args:
+        node: A linear op.
+        inputs: Number of its input channels.
+        heed: What each output channel counts for, float64 [outputs].
+
+    Returns:
+        float64 [inputs], and the number of weights between one output and one input channel.
+    """
+    lanes = np.square(_lanes(node, edit.array_at(node, 1)), dtype=np.float64).sum(3)
+    groups, outputs, _ = lanes.shape
+    by_feature = (lanes * heed.reshape(groups, outputs, 1)).sum(1).reshape(-1)
+    taps = edit.array_at(node, 1).size * groups // (groups * outputs * inputs)
+    return by_feature.reshape(inputs, -1).sum(1), taps
 
 
 def _times_outputs(node: ir.Node, weight: Array, factors: Factors) -> Array:

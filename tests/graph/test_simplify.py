@@ -1,9 +1,11 @@
 """Simplified graphs against the graphs they came from, both run in ONNX Runtime."""
 
 import numpy as np
+import onnx
 import pytest
 
 from edgepipe.graph.simplify import Simplify
+from edgepipe.model import onnx_model
 
 RNG = np.random.default_rng(0)
 
@@ -316,3 +318,23 @@ def test_a_negation_folds_into_the_convolution_before_it(build_model, simplified
         w=normal(4, 3, 1, 1), b=normal(4),
     )  # fmt: skip
     assert op_types(simplified(model)) == ["Conv"]
+
+
+def test_batch_normalization_folds_or_stays_as_product_and_sum(compute, op_types, make_context):
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.normal(size=(4, 3, 1, 1))} | {name: rng.uniform(0.5, 2, 4) for name in "gbmv"}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c"]),
+        onnx.helper.make_node("BatchNormalization", ["c", *"gbmv"], ["y"]),
+    ]
+    values = [
+        onnx.helper.make_tensor_value_info(name, 1, ["n", size, 5, 5]) for name, size in (("x", 3), ("y", 4))
+    ]
+    stored = [onnx.numpy_helper.from_array(each.astype(np.float32), name) for name, each in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], stored)
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx_model(proto, "m")
+    for folds, ops in ((True, ["Conv"]), (False, ["Conv", "Mul", "Add"])):
+        simple = Simplify(fold_normalization=folds).apply(model, make_context())
+        assert op_types(simple) == ops
+        np.testing.assert_allclose(compute(simple)[0], compute(model)[0], rtol=1e-4, atol=1e-5)
