@@ -130,7 +130,9 @@ def check_precision(recipe: Recipe, target: Target) -> None:
     has = ", ".join(f"{each.name} {each.version}" for each in target.runtimes)
     # The bounds hold for scales by channel; older kernels know one scale for a weight.
     coarse = any(getattr(each, "granularity", "") == "per-tensor" for each in recipe.passes)
-    if coarse or any(runs(recipe.precision, each.name, each.version) for each in target.runtimes):
+    if (coarse and recipe.precision != "dynamic") or any(
+        runs(recipe.precision, each.name, each.version) for each in target.runtimes
+    ):
         return
     least = " or ".join(f"{name} {version}" for name, version in LEAST_RUNTIMES[recipe.precision].items())
     raise UsageError(

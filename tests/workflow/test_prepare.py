@@ -126,7 +126,7 @@ def test_current_boards_run_every_scheme(target, recipe):
 
 
 def test_a_recipe_by_tensor_suits_old_kernels(tmp_path):
-    lines = ('description = ""', 'precision = "dynamic"', "[[passes]]", 'use = "quantize.dynamic"')
+    lines = ('description = ""', 'precision = "int4"', "[[passes]]", 'use = "quantize.static"')
     (tmp_path / "coarse.toml").write_text("\n".join([*lines, 'granularity = "per-tensor"']))
     check_precision(load_recipe(tmp_path / "coarse.toml"), load_target("raspberrypi3"))
 

@@ -140,6 +140,8 @@ _RELEASES = {
 _DENSE_PER_CHANNEL = (2, 14)
 # The same on int4 weights, which 2.14 refuses, and on int16 activations, where it may err.
 _DENSE_PER_CHANNEL_OF_OTHERS = (2, 17)
+# Kernels that quantize floats themselves: 2.14 lacks some and computes nonsense with others.
+_HYBRID = (2, 17)
 # The first tflite-runtime on PyPI; everything else that is emitted is older.
 _FLOOR = (2, 5)
 
@@ -194,6 +196,8 @@ def least_runtimes(program: Program) -> dict[str, str]:
 
 def _release(program: Program, operator: Operator) -> tuple[int, int]:
     least = _RELEASES.get((operator.code, operator.version), _FLOOR)
+    if [program.tensors[index].dtype for index in operator.inputs[:2]] == ["float32", "int8"]:
+        return max(least, _HYBRID)
     if operator.code == "FULLY_CONNECTED":
         source, weight = (program.tensors[index] for index in operator.inputs[:2])
         if weight.grid is not None and len(weight.grid.scale) > 1:
