@@ -14,7 +14,7 @@ ADAROUND_BATCH = 4
 def quantize(request: Request) -> Reply:
     """Settings: equalize, adaround (iterations a layer), weight_bits, config_file."""
     settings = request.settings
-    model = onnx.load(str(request.onnx))
+    model = onnx.load(str(request.simplified))  # its documentation asks for a simplified model
     artifact = request.folder / "int8.onnx"
     if settings.get("equalize"):
         equalize_model(model)
