@@ -57,7 +57,7 @@ def float_constants(node: ir.Node) -> Constants:
 def rounded_constants(
     node: ir.Node, bits: int, granularity: Granularity, input_mean: NDArray[np.float64] | None
 ) -> Constants:
-    """The constants of a linear op with its weight rounded to the nearest on a grid of `bits`.
+    """The constants of a linear op with its weight rounded to the nearest, on a grid that holds all of it.
 
     Args:
         node: The op.
@@ -70,7 +70,7 @@ def rounded_constants(
     if bits == FLOAT_BITS:
         return exact
     axis = channel_axis(node) if granularity == "per-channel" else None
-    weight, _ = _rounded(exact.weight, axis, bits)
+    weight = _on_grid(exact.weight, g.weight_scales(_magnitudes(exact.weight, axis), bits), axis, bits)
     if exact.bias is None or input_mean is None:
         return Constants(weight, exact.bias)
     shift = mean_output_error(node, weight - exact.weight, input_mean)
@@ -82,7 +82,7 @@ def optimized_constants(
 ) -> tuple[Constants, ...]:
     """The constants of a linear op with its weight rounded by the error of its output, at each width.
 
-    The scales are those of `rounded_constants`; the rounding is GPTQ's (Frantar et al. 2023, arXiv
+    The scales make the squared error of the weights least; the rounding is GPTQ's (Frantar et al. 2023, arXiv
     2210.17323, algorithm 1), and the bias makes up for the mean error that it leaves.
 
     Args:
@@ -98,7 +98,7 @@ def optimized_constants(
     narrow = [bits for bits in widths if bits != FLOAT_BITS]
     steps, largest = [], []
     for bits in narrow:
-        _, scales = _rounded(exact.weight, axis, bits)
+        scales = _least_error_scales(exact.weight, axis, bits)
         steps.append(np.broadcast_to(scales.astype(np.float64), (groups * outputs,)).reshape(groups, outputs))
         largest.append(np.full((groups, outputs), float(g.weight_max(bits))))
     found = {FLOAT_BITS: exact}
@@ -208,12 +208,16 @@ def _watching(model: Model, names: list[str]) -> tuple[onnxruntime.InferenceSess
     ), names
 
 
-def _rounded(
-    weight: NDArray[np.float32], axis: int | None, bits: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The weight on the symmetric grid of least squared error, and the scales, [channels] or [1]."""
+def _magnitudes(weight: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """The greatest magnitude of each channel along `axis`, or of all."""
     others = tuple(each for each in range(weight.ndim) if each != axis)
-    greatest = np.abs(weight).max(axis=others, initial=0.0).reshape(-1)
+    return np.asarray(np.abs(weight).max(axis=others, initial=0.0), np.float32).reshape(-1)
+
+
+def _least_error_scales(weight: NDArray[np.float32], axis: int | None, bits: int) -> NDArray[np.float32]:
+    """Scales of the symmetric grid of least squared error, for each channel along `axis` or in all."""
+    others = tuple(each for each in range(weight.ndim) if each != axis)
+    greatest = _magnitudes(weight, axis)
     best = np.full(greatest.shape, np.inf)
     scales = g.weight_scales(greatest, bits)
     for ratio in np.arange(1.0, _NARROWEST[bits] - 1e-9, -_FINENESS):
@@ -222,7 +226,7 @@ def _rounded(
         error -= weight
         errors = np.square(error, out=error).sum(axis=others, dtype=np.float64).reshape(-1)
         scales, best = np.where(errors < best, trial, scales), np.minimum(errors, best)
-    return _on_grid(weight, scales, axis, bits), scales
+    return scales
 
 
 def _on_grid(
