@@ -58,10 +58,10 @@ def round_layerwise(
     """Weights with the least error at the output of their op that was found, and biases that fit them.
 
     The target of each is the real weight that makes up for the error of its input: the asymmetric
-    reconstruction of Nagel et al. 2020 (arXiv 2004.10568) without its activation function, in closed form. It is rounded by
-    GPTQ (see `rounding`). The bias correction is the empirical one of Nagel et al. 2019 (arXiv 1906.04721),
-    appendix D, which measures the mean error in the quantized network. ConvTranspose and products with a
-    weight of more than two axes keep the integers that they had.
+    reconstruction of Nagel et al. 2020 (arXiv 2004.10568) without its activation function, in closed form.
+    It is rounded by GPTQ (see `rounding`). The bias correction is the empirical one of Nagel et al. 2019
+    (arXiv 1906.04721), appendix D, which measures the mean error in the quantized network. ConvTranspose
+    and products with a weight of more than two axes keep the integers that they had.
 
     Args:
         linears: Integers to start from, in order of computation.
