@@ -167,7 +167,8 @@ def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
 def _int4() -> np.dtype[Any]:
     import ml_dtypes
 
-    return np.dtype(ml_dtypes.int4)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.int4)
+    return dtype
 
 
 def write_constant(

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 def least_opset(default: Scheme, overrides: Sequence[Override]) -> int:
     """The first opset whose QDQ form holds the widths that are asked for; 0 where any does."""
-    narrow = any(1 < (each.weight_bits or 8) <= INT4_BITS for each in (default, *overrides))
-    wide = any(each.activation_bits == 16 for each in (default, *overrides))
-    return INTEGERS_OF_ALL_WIDTHS if narrow or wide else 0
+    weights = [default.weight_bits, *(each.weight_bits or default.weight_bits for each in overrides)]
+    inputs = [default.activation_bits, *(each.activation_bits for each in overrides)]
+    return INTEGERS_OF_ALL_WIDTHS if min(weights) <= INT4_BITS or 16 in inputs else 0
 
 
 def settle(graph: ir.Graph, schemes: Mapping[ir.Node, Scheme]) -> Schemes:
