@@ -3,7 +3,7 @@
 from edgepipe.bundle import Pushed
 from edgepipe.evaluate import Judged
 from edgepipe.workflow.deployment import bench, deploy, facts_data, probe, push
-from edgepipe.workflow.explain import explain
+from edgepipe.workflow.explaining import explain
 from edgepipe.workflow.judge import evaluate_subject
 from edgepipe.workflow.make import Made, compress
 from edgepipe.workflow.rewrite import convert

@@ -14,7 +14,7 @@ from edgepipe.passes import Pass
 from edgepipe.quantize.scheme import Override
 from edgepipe.quantize.static import QuantizeStatic
 from edgepipe.workflow import compress
-from edgepipe.workflow.explain import explain
+from edgepipe.workflow.explaining import explain
 from edgepipe.workflow.recovery import Rerun, load_rerun
 
 
