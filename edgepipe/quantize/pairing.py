@@ -122,7 +122,10 @@ class Links:
         self._array = onnx.numpy_helper.to_array
 
     def array(self, name: str) -> NDArray[Any] | None:
-        """The constant of that name."""
+        """The constant of that name, also behind a Cast: narrow weights are stored so."""
+        producer = self.producer.get(name)
+        if producer is not None and producer.op_type == "Cast":
+            name = producer.input[0]
         return np.asarray(self._array(self.constants[name])) if name in self.constants else None
 
 
@@ -291,7 +294,7 @@ def _weight(node: onnx.NodeProto, links: Links, plain: Links, name: str) -> Cons
     if scales.size == 1:
         axis = _channel_axis(node, integers.ndim)
     return Constant(
-        integers=integers,
+        integers=integers.astype(np.int32),  # from int4 too, which NumPy itself does not know
         scales=scales.reshape(-1),
         zero_points=np.zeros(scales.size, np.int32)
         if points is None
