@@ -15,7 +15,8 @@ HEADER = """\
 Made by [run.py](run.py); the [README](README.md) says how. Weights have 2, 3, 4, 5, 6 or 8 bits, the same
 in all layers (*single*) or each layer its own (*mixed*: costs measured as noise at the outputs;
 *gradient-weighted*: costs foretold from gradients); activations have 8. Calibration on 64 samples,
-evaluation on all others; means over the draws of the calibration samples. A cell holds top-1 accuracy, agreement with float, SQNR of the outputs.
+evaluation on all others; means over the draws of the calibration samples. A cell holds top-1 accuracy,
+agreement with float, SQNR of the outputs.
 """
 COLOURS = {"single": "#888888", "mixed": "#1f77b4", "gradient-weighted mixed": "#d95f02"}
 
