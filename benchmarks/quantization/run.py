@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="do the chosen rows again")
     parser.add_argument("--retry", action="store_true", help="do the chosen rows that failed again")
     parser.add_argument("--timings", action="store_true", help="only time what is there again")
-    parser.add_argument("--timeout", type=float, default=1200.0, help="seconds a tool may take for a model")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds a tool may take for a model")
     arguments = parser.parse_args()
     arguments.data, arguments.cache = arguments.data.absolute(), arguments.cache.absolute()
     return arguments

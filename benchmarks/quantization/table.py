@@ -118,7 +118,7 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
         quantize = [
             f"{statistics.median(run['seconds'] for run in runs):.3g} s",
             f"{statistics.median(run['seconds'] / run['floor_seconds'] for run in runs):.3g}",
-            f"{statistics.median(_cpu_ratio(run) for run in runs):.3g}",
+            f"{statistics.median(_cpu_ratio(run) for run in runs):.3g}".replace("nan", ""),
             str(len(runs)),
             f"{statistics.median(run['peak_bytes'] for run in runs) / 2**20:.0f} MiB",
         ]
