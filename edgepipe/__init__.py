@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgepipe.bundle import Bundle, read_bundle
     from edgepipe.errors import EdgepipeError
     from edgepipe.job import DataSpec, Effort, Job, Place, SourceSpec
-    from edgepipe.quantize.explanation import Explanation
+    from edgepipe.quantize.explain.explanation import Explanation
     from edgepipe.store import Run, list_runs, load_run
     from edgepipe.workflow import bench, compress, convert, deploy, evaluate_subject, explain, probe, push
 
@@ -65,7 +65,7 @@ _PLACES = {
     "Job": "job",
     "Place": "job",
     "SourceSpec": "job",
-    "Explanation": "quantize.explanation",
+    "Explanation": "quantize.explain.explanation",
     "Run": "store",
     "list_runs": "store",
     "load_run": "store",

@@ -36,9 +36,9 @@ from edgepipe.passes import Pass
 PASSES = {
     "graph.simplify": "edgepipe.graph.simplify:Simplify",
     "quantize.dynamic": "edgepipe.quantize.dynamic:QuantizeDynamic",
-    "quantize.equalize": "edgepipe.quantize.equalize:Equalize",
-    "quantize.mixed": "edgepipe.quantize.mixed:QuantizeMixed",
-    "quantize.smooth": "edgepipe.quantize.smooth:Smooth",
+    "quantize.equalize": "edgepipe.quantize.rescaling.equalize:Equalize",
+    "quantize.mixed": "edgepipe.quantize.mixed.allocate:QuantizeMixed",
+    "quantize.smooth": "edgepipe.quantize.rescaling.smooth:Smooth",
     "quantize.static": "edgepipe.quantize.static:QuantizeStatic",
 }
 """Where each of edgepipe's own passes lives, by the name that recipes use."""

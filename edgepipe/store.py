@@ -25,7 +25,7 @@ from edgepipe.errors import RunNotFound
 from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.files import to_json, write_whole
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
-from edgepipe.quantize.diagnosis import Diagnosis
+from edgepipe.quantize.explain.diagnosis import Diagnosis
 from edgepipe.sources.source import Fidelity
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgepipe.data import make_dataset
 from edgepipe.evaluate import sqnr_db
 from edgepipe.passes import Context
-from edgepipe.quantize.ranges import Algorithm, RangeChoice
+from edgepipe.quantize.calibration.ranges import Algorithm, RangeChoice
 from edgepipe.quantize.static import QuantizeStatic
 from edgepipe.runtime import open_session
 from edgepipe.target import load_target

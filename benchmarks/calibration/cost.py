@@ -28,7 +28,7 @@ from onnxruntime.quantization.calibrate import (
 
 from edgepipe.data import make_dataset
 from edgepipe.events import silent
-from edgepipe.quantize.ranges import Shared, Watch, choose_grids, observe
+from edgepipe.quantize.calibration.ranges import Shared, Watch, choose_grids, observe
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PEERS = {

@@ -29,9 +29,9 @@ from edgepipe.files import write_whole
 from edgepipe.graph.simplify import simplify
 from edgepipe.model import Model
 from edgepipe.passes import Context
-from edgepipe.quantize.budget import allocate
-from edgepipe.quantize.mixed import QuantizeMixed, overrides_for
-from edgepipe.quantize.resources import average_bits
+from edgepipe.quantize.mixed.allocate import QuantizeMixed, overrides_for
+from edgepipe.quantize.mixed.budget import allocate
+from edgepipe.quantize.mixed.resources import average_bits
 from edgepipe.quantize.static import QuantizeStatic
 from edgepipe.target import load_target
 

@@ -97,7 +97,7 @@ def make_plan(graph: ir.Graph, schemes: Mapping[ir.Node, Scheme], *, symmetric: 
     clipped = [
         node
         for node in quantized
-        if node.op_type in CLIPPING and is_clip_of_linear(node) and node.inputs[0].producer() in whole  # type: ignore[union-attr]
+        if node.op_type in CLIPPING and is_clip_of_linear(node) and _producer(node) in whole
     ]
     inner = {node.inputs[0] for node in clipped}
     tensors = _tensors(graph, quantized, inner)
@@ -127,6 +127,11 @@ def activations(node: ir.Node) -> list[ir.Value]:
     return [
         value for value in inputs if value is not None and _is_float(value) and edit.constant(value) is None
     ]
+
+
+def _producer(node: ir.Node) -> ir.Node | None:
+    source = node.inputs[0]
+    return None if source is None else source.producer()
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -14,10 +14,7 @@ from edgepipe.graph.opset import raise_opset
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
-from edgepipe.quantize.groups import share_grids
-from edgepipe.quantize.layerwise import Task, round_layerwise
-from edgepipe.quantize.plan import Plan, make_plan
-from edgepipe.quantize.ranges import (
+from edgepipe.quantize.calibration.ranges import (
     Observation,
     RangeChoice,
     Shared,
@@ -26,9 +23,12 @@ from edgepipe.quantize.ranges import (
     joined,
     observe,
 )
+from edgepipe.quantize.groups import share_grids
+from edgepipe.quantize.layerwise.sequence import Task, round_layerwise
+from edgepipe.quantize.layerwise.twin import quantize_activations, walk_both
+from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.scheme import ActivationBits, Override, Scheme, WeightBits, assign
 from edgepipe.quantize.sums import align_sums
-from edgepipe.quantize.twin import quantize_activations, walk_both
 from edgepipe.quantize.weights import Granularity, QuantizedLinear, quantize_linear
 from edgepipe.quantize.widths import least_opset, settle
 

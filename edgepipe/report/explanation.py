@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
-from edgepipe.quantize.explanation import Explanation, LayerExplanation
+from edgepipe.quantize.explain.explanation import Explanation, LayerExplanation
 from edgepipe.report import text
 from edgepipe.report.layout import FigureTable, figure_table
 from edgepipe.units import format_share

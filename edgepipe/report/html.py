@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgepipe.bundle import Step
 from edgepipe.files import write_whole
-from edgepipe.quantize.explanation import Explanation
+from edgepipe.quantize.explain.explanation import Explanation
 from edgepipe.report import charts, explanation, text
 from edgepipe.report.profile import profile
 from edgepipe.report.view import RunView, notes_of, view_of

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from edgepipe.quantize.diagnosis import Diagnosis, LayerDiagnosis
-from edgepipe.quantize.explanation import Explanation
+from edgepipe.quantize.explain.diagnosis import Diagnosis, LayerDiagnosis
+from edgepipe.quantize.explain.explanation import Explanation
 from edgepipe.report.charts import LEFT, RIGHT, WIDTH, Tick
 from edgepipe.units import format_share
 

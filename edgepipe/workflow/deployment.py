@@ -18,7 +18,7 @@ from edgepipe.device.push import push as push_bundle
 from edgepipe.evaluate import Judged
 from edgepipe.events import Emit, silent, stage
 from edgepipe.job import Effort, Job, Place
-from edgepipe.quantize.diagnosis import diagnosis_of
+from edgepipe.quantize.explain.diagnosis import diagnosis_of
 from edgepipe.report.html import write_report
 from edgepipe.store import RECORD, ArtifactResult, DataUse, Run, new_run_id, save_run
 from edgepipe.target import load_target

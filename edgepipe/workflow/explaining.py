@@ -11,11 +11,11 @@ from edgepipe.bundle import read_bundle
 from edgepipe.events import Emit, Warned, silent, stage
 from edgepipe.job import DataSpec
 from edgepipe.model import Model
-from edgepipe.quantize.attribution import Bench, attribute, sqnr_db
-from edgepipe.quantize.diagnose import diagnose
-from edgepipe.quantize.explanation import Explanation, RecoveryStep
-from edgepipe.quantize.pairing import pair, same_decisions
-from edgepipe.quantize.summary import summarize
+from edgepipe.quantize.explain.attribution import Bench, attribute, sqnr_db
+from edgepipe.quantize.explain.diagnose import diagnose
+from edgepipe.quantize.explain.explanation import Explanation, RecoveryStep
+from edgepipe.quantize.explain.pairing import pair, same_decisions
+from edgepipe.quantize.explain.summary import summarize
 from edgepipe.workflow.remedies import find_remedies
 from edgepipe.workflow.subject import Scope, Subject, changing_passes, load_subject
 

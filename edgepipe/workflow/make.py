@@ -31,9 +31,9 @@ from edgepipe.graph.edit import is_quantized
 from edgepipe.job import Job
 from edgepipe.model import Model, digest_bytes
 from edgepipe.passes import Context
-from edgepipe.quantize.diagnose import MOST, diagnose, evenly
-from edgepipe.quantize.diagnosis import Diagnosis, encode
-from edgepipe.quantize.risk import at_risk
+from edgepipe.quantize.explain.diagnose import MOST, diagnose, evenly
+from edgepipe.quantize.explain.diagnosis import Diagnosis, encode
+from edgepipe.quantize.explain.risk import at_risk
 from edgepipe.recipe import load_recipe
 from edgepipe.workflow.prepare import Prepared, check_ops, prepare
 

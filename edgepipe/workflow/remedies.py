@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from edgepipe.errors import EdgepipeError
 from edgepipe.events import Emit, stage
-from edgepipe.quantize.attribution import Bench, costliest
-from edgepipe.quantize.explanation import LayerExplanation, Remedy, is_of_weight
+from edgepipe.quantize.explain.attribution import Bench, costliest
+from edgepipe.quantize.explain.explanation import LayerExplanation, Remedy, is_of_weight
 from edgepipe.quantize.scheme import Override
 from edgepipe.workflow.recovery import Rerun
 

@@ -18,7 +18,7 @@ from edgepipe.events import Emit, Warned, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, onnx_model
 from edgepipe.passes import Context
-from edgepipe.quantize.diagnose import evenly
+from edgepipe.quantize.explain.diagnose import evenly
 from edgepipe.target import load_target
 from edgepipe.workflow.prepare import check_inputs, model_classes
 from edgepipe.workflow.recovery import Rerun, load_rerun

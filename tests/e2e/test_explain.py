@@ -11,8 +11,8 @@ import pytest
 import edgepipe
 from edgepipe import errors
 from edgepipe.bundle import DIAGNOSIS, MANIFEST, read_bundle
-from edgepipe.quantize.diagnosis import diagnosis_of
-from edgepipe.quantize.explanation import Explanation
+from edgepipe.quantize.explain.diagnosis import diagnosis_of
+from edgepipe.quantize.explain.explanation import Explanation
 
 COMPRESS = ("compress", "model.onnx", "--target", "x86", "--data", "val.npz")
 KEYS = {

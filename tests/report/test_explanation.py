@@ -9,9 +9,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from edgepipe.quantize.diagnosis import ActivationDiagnosis, Diagnosis, LayerDiagnosis, WeightDiagnosis
-from edgepipe.quantize.explanation import Explanation, Gain, LayerExplanation, RecoveryStep, Remedy
-from edgepipe.quantize.summary import summarize
+from edgepipe.quantize.explain.diagnosis import (
+    ActivationDiagnosis,
+    Diagnosis,
+    LayerDiagnosis,
+    WeightDiagnosis,
+)
+from edgepipe.quantize.explain.explanation import Explanation, Gain, LayerExplanation, RecoveryStep, Remedy
+from edgepipe.quantize.explain.summary import summarize
 from edgepipe.report.explanation import explanation_summary, short
 from edgepipe.report.html import render_explanation, render_report
 from edgepipe.report.profile import APART, GROUND, NAMED, TOP, profile

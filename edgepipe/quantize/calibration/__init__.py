@@ -1,0 +1,1 @@
+"""Calibration: what values activations take, and the range that each of them gets."""

@@ -1,0 +1,1 @@
+"""Which layers lose the accuracy, why, and what would help."""

@@ -1,0 +1,303 @@
+"""Mixed precision: each layer gets the bits that it needs, within a budget for all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepipe.data import Dataset
+from edgepipe.errors import CalibrationDataMissing, RecipeError
+from edgepipe.events import Warned, stage
+from edgepipe.graph import edit
+from edgepipe.model import Model
+from edgepipe.passes import Context
+from edgepipe.quantize.calibration.observe import Watch, observe
+from edgepipe.quantize.layerwise.unfold import is_unfolded
+from edgepipe.quantize.mixed import resources
+from edgepipe.quantize.mixed.budget import Budget, allocate
+from edgepipe.quantize.mixed.candidates import (
+    float_constants,
+    input_moments,
+    optimized_constants,
+    rounded_constants,
+)
+from edgepipe.quantize.mixed.resources import Layer
+from edgepipe.quantize.mixed.sensitivity import (
+    Measure,
+    Trial,
+    comparison,
+    in_batches,
+    is_classifier,
+    measured_costs,
+)
+from edgepipe.quantize.plan import LINEAR, is_quantizable
+from edgepipe.quantize.scheme import FLOAT_BITS, ActivationBits, Override, Scheme, assign
+from edgepipe.quantize.static import QuantizeStatic
+from edgepipe.runtime import open_session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Width = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+Sensitivity = Literal["sqnr", "kl", "gradient"]
+
+
+class Sensitivities(msgspec.Struct, frozen=True):
+    """What layers cost.
+
+    Attributes:
+        layers: The linear ops, in order of computation.
+        costs: The cost of each layer at each of its widths, in error at the outputs.
+    """
+
+    layers: tuple[Layer, ...]
+    costs: tuple[tuple[float, ...], ...]
+
+
+class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
+    """Gives each layer's weight its own number of bits, within a budget, and quantizes accordingly.
+
+    What each layer costs in output error at each width is measured, or foretold from gradients; the
+    assignment of least total cost within the budget is found exactly, as in HAWQ-V3 (Yao et al. 2021,
+    arXiv 2011.10680, equations 10-12). The layers are then quantized by `quantize.static`, whose
+    settings this pass has too; layers that its overrides name keep what these say. The result is
+    compared with that of a single width within the same budget, on calibration samples, and the
+    better one is kept.
+
+    Attributes:
+        average_weight_bits: Most bits a weight, on average over all weights of all layers.
+        size_bytes: Most bytes of the file.
+        size_share: Most bytes of the file, as a share of its size with 8-bit weights.
+        bit_operations_share: Most bit operations (MACs times bits of weight and activation), as a share
+            of what 8 bits throughout need.
+        weight_candidates: Bits that a weight may get; 32 stands for a layer in float.
+        sensitivity: How a layer's cost is found: "sqnr" measures the noise at the outputs, "kl" the
+            divergence of the class probabilities, "gradient" foretells them to second order, which
+            takes PyTorch.
+        sensitivity_samples: Calibration samples that costs are found on, at most.
+    """
+
+    average_weight_bits: Annotated[float, msgspec.Meta(ge=1, le=32)] | None = None
+    size_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    size_share: Annotated[float, msgspec.Meta(gt=0, le=4)] | None = None
+    bit_operations_share: Annotated[float, msgspec.Meta(gt=0, le=16)] | None = None
+    weight_candidates: tuple[Width, ...] = (2, 3, 4, 5, 6, 8)
+    sensitivity: Sensitivity = "sqnr"
+    sensitivity_samples: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+
+    def __post_init__(self) -> None:
+        limits = (self.average_weight_bits, self.size_bytes, self.size_share, self.bit_operations_share)
+        if all(limit is None for limit in limits):
+            raise RecipeError(
+                "mixed precision needs a budget",
+                where="quantize.mixed",
+                remedy="set average_weight_bits, size_bytes, size_share or bit_operations_share",
+            )
+        if not self.weight_candidates:
+            raise RecipeError("there are no bits to choose from", where="quantize.mixed, weight_candidates")
+        if self.weight_bits != 8:
+            raise RecipeError(
+                "quantize.mixed chooses the bits of each weight itself",
+                where="quantize.mixed",
+                got=f"weight_bits = {self.weight_bits}",
+                remedy="set weight_candidates, or override weight_bits of single layers",
+            )
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """The model in QDQ form.
+
+        Raises:
+            CalibrationDataMissing: The context has no calibration samples.
+            RecipeError: No choice of bits keeps within the budget, or an override names no layer.
+            ModelError: As of `quantize.static`; "kl" of a model that is no classifier.
+            MissingExtra: Gradients need PyTorch, which is not installed.
+            UnsupportedOp: Gradients of an op of the model are not known here.
+            DataEmpty: The samples do not fill one batch of the model.
+            DataNotFinite: An activation is NaN or infinite on the samples.
+        """
+        if edit.is_quantized(model):
+            return model
+        if context.calibration is None:
+            raise CalibrationDataMissing(
+                "mixed precision needs calibration samples, and there are none", where=model.name
+            )
+        nodes, layers = self._layers(edit.open_graph(model).graph)
+        budgets = self._budgets(layers, model, context)
+        allocate([[0.0] * len(layer.widths) for layer in layers], budgets)  # refuses before any work
+        costs = self._costs(model, nodes, layers, context)
+        with stage(context.emit, "assign bits") as assigning:
+            chosen = allocate(costs, budgets)
+            assigning.detail = _summary(layers, chosen)
+        mixed = self._quantize(layers, chosen, model, context)
+        single = resources.widest_uniform(layers, budgets)
+        if single is None or single == chosen:
+            return mixed
+        uniform = self._quantize(layers, single, model, context)
+        return self._better(mixed, uniform, model, context)
+
+    def sensitivities(self, model: Model, context: Context) -> Sensitivities:
+        """What each layer of a float model costs at each width, whatever the budget.
+
+        Args:
+            model: A simplified float model.
+            context: Holds calibration samples.
+
+        Raises:
+            EdgepipeError: As `apply`.
+        """
+        nodes, layers = self._layers(edit.open_graph(model).graph)
+        return Sensitivities(tuple(layers), tuple(self._costs(model, nodes, layers, context)))
+
+    def _layers(self, graph: ir.Graph) -> tuple[list[ir.Node], list[Layer]]:
+        """Linear ops that become integer ones, with the widths that each may have."""
+        narrow, wide = (
+            assign(graph, Scheme(weight_bits=bits, activation_bits=self.activation_bits), self.overrides)
+            for bits in (2, 8)
+        )
+        nodes = [
+            node
+            for node in edit.nodes(graph, *LINEAR)
+            if not wide[node].keep_float and is_quantizable(node) and edit.constant_input(node, 1) is not None
+        ]
+        layers = []
+        for node in nodes:
+            pinned = narrow[node].weight_bits == wide[node].weight_bits
+            widths = (wide[node].weight_bits,) if pinned else sorted(set(self.weight_candidates))
+            layers.append(resources.make_layer(node, widths, wide[node].activation_bits))
+        return nodes, layers
+
+    def _budgets(self, layers: list[Layer], model: Model, context: Context) -> list[Budget]:
+        budgets = []
+        if self.average_weight_bits is not None:
+            budgets.append(resources.average_bits(layers, self.average_weight_bits))
+        if self.bit_operations_share is not None:
+            budgets.append(resources.bit_operations(layers, self.bit_operations_share))
+        if self.size_bytes is not None or self.size_share is not None:
+            nearest = msgspec.structs.replace(self._static(self.overrides), rounding="nearest")
+            plain = nearest.apply(model, context).size_bytes
+            fixed = plain - sum(layer.stored_bytes(8) for layer in layers)
+            limits = [self.size_bytes, None if self.size_share is None else int(self.size_share * plain)]
+            budgets += [resources.size(layers, limit, fixed) for limit in limits if limit is not None]
+        return budgets
+
+    def _static(self, overrides: tuple[Override, ...]) -> QuantizeStatic:
+        settings = {name: getattr(self, name) for name in QuantizeStatic.__struct_fields__}
+        return QuantizeStatic(**{**settings, "overrides": overrides})
+
+    def _quantize(
+        self, layers: Sequence[Layer], chosen: Sequence[int], model: Model, context: Context
+    ) -> Model:
+        return self._static((*self.overrides, *overrides_for(layers, chosen))).apply(model, context)
+
+    def _costs(
+        self, model: Model, nodes: Sequence[ir.Node], layers: Sequence[Layer], context: Context
+    ) -> list[tuple[float, ...]]:
+        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
+        trials = self._trials(model, nodes, layers, context)
+        x = _evenly(context.calibration, self.sensitivity_samples)
+        if self.sensitivity == "gradient":
+            from edgepipe.quantize.mixed.gradients import gradient_costs
+
+            costs = gradient_costs(model, x, trials, context.seed, context.emit)
+        else:
+            costs = measured_costs(model, x, trials, self.sensitivity, context.emit)
+        return [costs[layer.result] for layer in layers]
+
+    def _trials(
+        self, model: Model, nodes: Sequence[ir.Node], layers: Sequence[Layer], context: Context
+    ) -> list[Trial]:
+        """What each layer would be at each of its widths, rounded as it will be."""
+        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
+        unfolded = [node for node in nodes if is_unfolded(node)] if self.rounding == "gptq" else []
+        x = _evenly(context.calibration, self.sensitivity_samples)
+        moments = input_moments(model, unfolded, x, context.seed) if unfolded else {}
+        means = self._input_means(model, nodes, context.calibration, context)
+        trials = []
+        with stage(context.emit, "round candidates", total=len(nodes)) as rounding:
+            for done, (node, layer) in enumerate(zip(nodes, layers, strict=True), start=1):
+                if node in moments:
+                    options = optimized_constants(node, layer.widths, self.granularity, moments.pop(node))
+                else:
+                    options = tuple(
+                        rounded_constants(node, bits, self.granularity, means.get(node))
+                        for bits in layer.widths
+                    )
+                trials.append(Trial(layer.result, float_constants(node), options))
+                rounding.advance(done)
+        return trials
+
+    def _input_means(
+        self, model: Model, nodes: Sequence[ir.Node], data: Dataset, context: Context
+    ) -> dict[ir.Node, NDArray[np.float64] | None]:
+        if not self.bias_correction:
+            return {}
+        sources = {node: str(node.inputs[0].name) for node in nodes if node.op_type != "MatMul"}  # type: ignore[union-attr]
+        watch = Watch(
+            tensors=tuple(dict.fromkeys(sources.values())),
+            histograms=False,
+            channel_axes=dict.fromkeys(sources.values(), 1),
+        )
+        seen = observe(model, data, watch, context.emit)
+        return {node: seen[source].mean for node, source in sources.items()}
+
+    def _better(self, mixed: Model, uniform: Model, model: Model, context: Context) -> Model:
+        """The one that is nearer to the float model on calibration samples, by what costs were found by."""
+        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
+        proto = model.to_onnx()
+        measure: Measure = "sqnr" if self.sensitivity == "sqnr" or not is_classifier(proto) else "kl"
+        compare = comparison(proto, measure, model.name)
+        batches = in_batches(model, _evenly(context.calibration, self.sensitivity_samples))
+        exact, first, second = (_outputs(each, batches) for each in (model, mixed, uniform))
+        cost, uniform_cost = compare(exact, first), compare(exact, second)
+        if cost <= uniform_cost:
+            return mixed
+        context.emit(
+            Warned(
+                "mixed precision is no better here than a single width within the budget, which is taken "
+                f"instead: {measure} costs {uniform_cost:.2g} against {cost:.2g}",
+                remedy="give more calibration samples, or take another sensitivity",
+            )
+        )
+        return uniform
+
+
+def overrides_for(layers: Sequence[Layer], chosen: Sequence[int]) -> tuple[Override, ...]:
+    """What `quantize.static` is told, so that each layer gets its chosen option: one override a width."""
+    found: dict[tuple[int, ActivationBits], list[str]] = {}
+    for layer, option in zip(layers, chosen, strict=True):
+        found.setdefault((layer.widths[option], layer.activation_bits), []).append(_pattern(layer.result))
+    return tuple(
+        Override(layers=tuple(names), keep_float=True)
+        if bits == FLOAT_BITS
+        else Override(layers=tuple(names), weight_bits=bits, activation_bits=activation_bits)
+        for (bits, activation_bits), names in sorted(found.items())
+    )
+
+
+def _pattern(name: str) -> str:
+    """A pattern that only this name matches."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _evenly(data: Dataset, samples: int) -> NDArray[Any]:
+    """At most so many samples, evenly spaced over the data."""
+    count = min(samples, len(data))
+    return np.asarray(data.x[np.linspace(0, len(data) - 1, count).round().astype(int)])
+
+
+def _summary(layers: Sequence[Layer], chosen: Sequence[int]) -> str:
+    bits = [layer.widths[option] for layer, option in zip(layers, chosen, strict=True)]
+    total = sum(layer.weights for layer in layers)
+    average = sum(layer.weights * each for layer, each in zip(layers, bits, strict=True)) / max(total, 1)
+    counted = ", ".join(f"{count} at {each}" for each, count in sorted(Counter(bits).items()))
+    return f"{average:.2f} bits a weight; layers: {counted} bits"
+
+
+def _outputs(model: Model, batches: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
+    session = open_session(model.payload, "onnx")
+    return [session.run([batch]) for batch in batches]

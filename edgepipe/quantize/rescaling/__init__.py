@@ -1,0 +1,1 @@
+"""Factors traded between neighbouring layers, channel by channel, before anything is rounded."""
