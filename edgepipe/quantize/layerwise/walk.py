@@ -138,14 +138,14 @@ def _types(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def _cut(graph: onnx.GraphProto, results: set[str], constants: set[str]) -> list[_Stretch]:
-    """The nodes in stretches that end before and after each linear op; those after the last are left out."""
+    """The nodes in stretches that end before and after each linear op; those that none reads are left out."""
     runs: list[list[Any]] = [[]]
-    for node in graph.node:
+    for node in _leading_to(graph, results):
         if node.output[0] in results:
             runs += [[node], []]
         else:
             runs[-1].append(node)
-    runs = [run for run in runs[:-1] if run]
+    runs = [run for run in runs if run]
     last_read = {name: index for index, run in enumerate(runs) for node in run for name in _reads(node)}
     stretches = []
     for index, run in enumerate(runs):
@@ -158,6 +158,17 @@ def _cut(graph: onnx.GraphProto, results: set[str], constants: set[str]) -> list
         dying = tuple(name for name in taken if last_read[name] == index)
         stretches.append(_Stretch(tuple(run), taken, later, dying))
     return stretches
+
+
+def _leading_to(graph: onnx.GraphProto, results: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that these tensors depend on, in order: what only outputs read may stand anywhere."""
+    needed = set(results)
+    found = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(_reads(node))
+            found.append(node)
+    return found[::-1]
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:
