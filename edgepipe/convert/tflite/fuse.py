@@ -156,6 +156,8 @@ def _with_bias(first: Node, add: Node, graph: Graph) -> Node | None:
     bias = values[add.inputs[1]]
     if made.grid is not None or weight.data is None or bias.data is None or bias.grid is not None:
         return None
+    if _is_batched(first, values):
+        return None
     rank = len(made.shape)
     axis = 1 if first.op == "Conv" else rank - 1
     wide = (1,) * (rank - len(bias.shape)) + bias.shape
@@ -164,6 +166,12 @@ def _with_bias(first: Node, add: Node, graph: Graph) -> Node | None:
     name = f"{add.outputs[0]}/bias"
     values[name] = Value(name, (bias.data.size,), "float32", bias.data.reshape(-1))
     return msgspec.structs.replace(first, inputs=(*first.inputs, name), outputs=add.outputs)
+
+
+def _is_batched(node: Node, values: dict[str, Value]) -> bool:
+    """Whether the node becomes a BATCH_MATMUL, which takes in neither a bias nor an activation."""
+    weight = values[node.inputs[1]] if node.op == "MatMul" else None
+    return weight is not None and (weight.data is None or len(weight.shape) != 2)
 
 
 def _with_pads(pad: Node, conv: Node, graph: Graph) -> Node | None:
@@ -239,6 +247,8 @@ def _gates(gate: Node, source: str, values: dict[str, Value], private: set[str])
 def _with_activation(first: Node, clip: Node, graph: Graph) -> Node | None:
     """A Relu or Clip that TFLite has as a fused activation, into the op before it."""
     if clip.op not in {"Relu", "Clip"} or first.op not in _TAKES_ACTIVATION or first.activation != "NONE":
+        return None
+    if _is_batched(first, graph.values):
         return None
     bounds = (0.0, np.inf) if clip.op == "Relu" else clip_bounds(clip.settings)
     between, after = graph.values[first.outputs[0]].grid, graph.values[clip.outputs[0]].grid

@@ -60,6 +60,30 @@ def test_matmul_of_computed_values(tools):
         assert emission.op_counts == {"BATCH_MATMUL": 1}
 
 
+@pytest.mark.parametrize("factor", ["computed", "constant"])
+@pytest.mark.parametrize("behind", ["bias", "activation", "both"])
+def test_a_batched_product_takes_in_no_bias_and_no_activation(tools, factor, behind):
+    """BATCH_MATMUL has neither: what was taken in would be lost."""
+    inputs, constants = {"a": [1, 3, 6, 8]}, {"c": normal(4)}
+    if factor == "computed":
+        inputs["b"] = [1, 3, 8, 4]
+    else:
+        constants["b"] = normal(3, 8, 4)
+    add, relu = ("Add", ["m", "c"], ["s"], {}), ("Relu", ["s" if behind == "both" else "m"], ["y"], {})
+    nodes = [("MatMul", ["a", "b"], ["m"], {}), *([] if behind == "activation" else [add])]
+    nodes += [] if behind == "bias" else [relu]
+    model = tools.model(nodes, inputs, constants, outputs=("s",) if behind == "bias" else ("y",))
+    assert "BATCH_MATMUL" in tools.same(model).op_counts
+
+
+def test_a_batched_weight_has_one_scale(tools):
+    """With a scale for each channel, LiteRT takes the first for all."""
+    model = tools.model([("MatMul", ["a", "b"], ["y"], {})], {"a": [1, 3, 6, 8]}, {"b": normal(3, 8, 4)})
+    feeds = tools.feeds(model)
+    with pytest.raises(UnsupportedOp, match="more than two axes"):
+        emit(tools.quantize(model, feeds))
+
+
 @pytest.mark.parametrize("flatten", [("Flatten", {}), ("Reshape", {})])
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("dense", ["Gemm", "MatMul"])

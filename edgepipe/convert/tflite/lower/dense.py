@@ -24,6 +24,9 @@ def lower_matmul(site: Site) -> None:
     if site.value(1).data is not None and len(site.value(1).shape) == 2:
         _fully_connected(site, transposed=False)
         return
+    grid = site.value(1).grid
+    if grid is not None and grid.axis is not None:
+        raise site.refuse("its weight has more than two axes, and a scale for each channel")
     rank = len(site.result().shape)
     left, right = site.operand(0, plain(rank)), site.operand(1, plain(rank))
     site.builder.operator(
