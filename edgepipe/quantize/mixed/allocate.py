@@ -30,21 +30,21 @@ from edgepipe.quantize.mixed.resources import Layer
 from edgepipe.quantize.mixed.sensitivity import (
     Measure,
     Trial,
-    comparison,
-    in_batches,
+    assignment_costs,
     is_classifier,
     measured_costs,
 )
 from edgepipe.quantize.plan import LINEAR, is_quantizable
 from edgepipe.quantize.scheme import FLOAT_BITS, ActivationBits, Override, Scheme, assign
 from edgepipe.quantize.static import QuantizeStatic
-from edgepipe.runtime import open_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Width = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Sensitivity = Literal["sqnr", "kl", "gradient"]
+_LINEAR_BITS = 4
+"""Above this width errors are so small that the outputs' follow them in proportion."""
 
 
 class Sensitivities(msgspec.Struct, frozen=True):
@@ -65,9 +65,10 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
     What each layer costs in output error at each width is measured, or foretold from gradients; the
     assignment of least total cost within the budget is found exactly, as in HAWQ-V3 (Yao et al. 2021,
     arXiv 2011.10680, equations 10-12). The layers are then quantized by `quantize.static`, whose
-    settings this pass has too; layers that its overrides name keep what these say. The result is
-    compared with that of a single width within the same budget, on calibration samples, and the
-    better one is kept.
+    settings this pass has too; layers that its overrides name keep what these say. Costs are found on
+    samples that candidates were not rounded for: on those that they were, a layer with few rows of input
+    seems to cost nothing. Where a single width within the same budget costs less, all layers changed at
+    once, it is taken instead.
 
     Attributes:
         average_weight_bits: Most bits a weight, on average over all weights of all layers.
@@ -79,7 +80,7 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         sensitivity: How a layer's cost is found: "sqnr" measures the noise at the outputs, "kl" the
             divergence of the class probabilities, "gradient" foretells them to second order, which
             takes PyTorch.
-        sensitivity_samples: Calibration samples that costs are found on, at most.
+        sensitivity_samples: Calibration samples that costs are found on, at most; and half of all, at most.
     """
 
     average_weight_bits: Annotated[float, msgspec.Meta(ge=1, le=32)] | None = None
@@ -88,7 +89,7 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
     bit_operations_share: Annotated[float, msgspec.Meta(gt=0, le=16)] | None = None
     weight_candidates: tuple[Width, ...] = (2, 3, 4, 5, 6, 8)
     sensitivity: Sensitivity = "sqnr"
-    sensitivity_samples: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    sensitivity_samples: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
 
     def __post_init__(self) -> None:
         limits = (self.average_weight_bits, self.size_bytes, self.size_share, self.bit_operations_share)
@@ -129,16 +130,16 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         nodes, layers = self._layers(edit.open_graph(model).graph)
         budgets = self._budgets(layers, model, context)
         allocate([[0.0] * len(layer.widths) for layer in layers], budgets)  # refuses before any work
-        costs = self._costs(model, nodes, layers, context)
+        trials = self._trials(model, nodes, layers, context)
+        costs = self._costs(model, layers, trials, context)
         with stage(context.emit, "assign bits") as assigning:
             chosen = allocate(costs, budgets)
+            single = resources.widest_uniform(layers, budgets)
+            if single not in (None, chosen):
+                chosen = self._cheaper(chosen, single, model, trials, context)
             assigning.detail = _summary(layers, chosen)
-        mixed = self._quantize(layers, chosen, model, context)
-        single = resources.widest_uniform(layers, budgets)
-        if single is None or single == chosen:
-            return mixed
-        uniform = self._quantize(layers, single, model, context)
-        return self._better(mixed, uniform, model, context)
+        overrides = (*self.overrides, *overrides_for(layers, chosen))
+        return self._static(overrides).apply(model, context)
 
     def sensitivities(self, model: Model, context: Context) -> Sensitivities:
         """What each layer of a float model costs at each width, whatever the budget.
@@ -151,7 +152,8 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
             EdgepipeError: As `apply`.
         """
         nodes, layers = self._layers(edit.open_graph(model).graph)
-        return Sensitivities(tuple(layers), tuple(self._costs(model, nodes, layers, context)))
+        trials = self._trials(model, nodes, layers, context)
+        return Sensitivities(tuple(layers), tuple(self._costs(model, layers, trials, context)))
 
     def _layers(self, graph: ir.Graph) -> tuple[list[ir.Node], list[Layer]]:
         """Linear ops that become integer ones, with the widths that each may have."""
@@ -189,24 +191,34 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         settings = {name: getattr(self, name) for name in QuantizeStatic.__struct_fields__}
         return QuantizeStatic(**{**settings, "overrides": overrides})
 
-    def _quantize(
-        self, layers: Sequence[Layer], chosen: Sequence[int], model: Model, context: Context
-    ) -> Model:
-        return self._static((*self.overrides, *overrides_for(layers, chosen))).apply(model, context)
-
     def _costs(
-        self, model: Model, nodes: Sequence[ir.Node], layers: Sequence[Layer], context: Context
+        self, model: Model, layers: Sequence[Layer], trials: Sequence[Trial], context: Context
     ) -> list[tuple[float, ...]]:
-        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
-        trials = self._trials(model, nodes, layers, context)
-        x = _evenly(context.calibration, self.sensitivity_samples)
+        _, x = self._samples(model, context)
         if self.sensitivity == "gradient":
             from edgepipe.quantize.mixed.gradients import gradient_costs
 
             costs = gradient_costs(model, x, trials, context.seed, context.emit)
-        else:
-            costs = measured_costs(model, x, trials, self.sensitivity, context.emit)
-        return [costs[layer.result] for layer in layers]
+            return [costs[layer.result] for layer in layers]
+        narrow = [
+            msgspec.structs.replace(trial, options=trial.options[: _measured(layer)])
+            for layer, trial in zip(layers, trials, strict=True)
+        ]
+        costs = measured_costs(model, x, narrow, self.sensitivity, context.emit)
+        return [_foretold(costs[layer.result], layer.widths) for layer in layers]
+
+    def _samples(self, model: Model, context: Context) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Samples to round candidates for, and others to find their costs on, evenly spaced.
+
+        Too few samples for two batches of the model serve for both.
+        """
+        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
+        x, size = context.calibration.x, model.inputs[0].shape[0] or 1
+        count = min(-(-self.sensitivity_samples // size), len(x) // size // 2) * size
+        if count == 0:
+            return x, x
+        judging = np.linspace(0, len(x) - 1, count).round().astype(int)
+        return np.delete(x, judging, axis=0), np.asarray(x[judging])
 
     def _trials(
         self, model: Model, nodes: Sequence[ir.Node], layers: Sequence[Layer], context: Context
@@ -214,9 +226,10 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         """What each layer would be at each of its widths, rounded as it will be."""
         assert context.calibration is not None  # noqa: S101 - looked at by `apply`
         unfolded = [node for node in nodes if is_unfolded(node)] if self.rounding == "gptq" else []
-        x = _evenly(context.calibration, self.sensitivity_samples)
+        x, _ = self._samples(model, context)
         moments = input_moments(model, unfolded, x, context.seed) if unfolded else {}
-        means = self._input_means(model, nodes, context.calibration, context)
+        others = [node for node in nodes if node not in moments]
+        means = self._input_means(model, others, context.calibration, context)
         trials = []
         with stage(context.emit, "round candidates", total=len(nodes)) as rounding:
             for done, (node, layer) in enumerate(zip(nodes, layers, strict=True), start=1):
@@ -234,9 +247,9 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
     def _input_means(
         self, model: Model, nodes: Sequence[ir.Node], data: Dataset, context: Context
     ) -> dict[ir.Node, NDArray[np.float64] | None]:
-        if not self.bias_correction:
-            return {}
         sources = {node: str(node.inputs[0].name) for node in nodes if node.op_type != "MatMul"}  # type: ignore[union-attr]
+        if not self.bias_correction or not sources:
+            return {}
         watch = Watch(
             tensors=tuple(dict.fromkeys(sources.values())),
             histograms=False,
@@ -245,25 +258,46 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         seen = observe(model, data, watch, context.emit)
         return {node: seen[source].mean for node, source in sources.items()}
 
-    def _better(self, mixed: Model, uniform: Model, model: Model, context: Context) -> Model:
-        """The one that is nearer to the float model on calibration samples, by what costs were found by."""
-        assert context.calibration is not None  # noqa: S101 - looked at by `apply`
-        proto = model.to_onnx()
-        measure: Measure = "sqnr" if self.sensitivity == "sqnr" or not is_classifier(proto) else "kl"
-        compare = comparison(proto, measure, model.name)
-        batches = in_batches(model, _evenly(context.calibration, self.sensitivity_samples))
-        exact, first, second = (_outputs(each, batches) for each in (model, mixed, uniform))
-        cost, uniform_cost = compare(exact, first), compare(exact, second)
-        if cost <= uniform_cost:
+    def _cheaper(
+        self,
+        mixed: tuple[int, ...],
+        single: tuple[int, ...],
+        model: Model,
+        trials: Sequence[Trial],
+        context: Context,
+    ) -> tuple[int, ...]:
+        """The assignment that costs less with all layers changed at once, activations left in float."""
+        classes = is_classifier(model.to_onnx())
+        measure: Measure = "sqnr" if self.sensitivity == "sqnr" or not classes else "kl"
+        _, x = self._samples(model, context)
+        cost, single_cost = assignment_costs(model, x, trials, [mixed, single], measure)
+        if cost <= single_cost:
             return mixed
         context.emit(
             Warned(
                 "mixed precision is no better here than a single width within the budget, which is taken "
-                f"instead: {measure} costs {uniform_cost:.2g} against {cost:.2g}",
+                f"instead: {measure} costs {single_cost:.2g} against {cost:.2g}",
                 remedy="give more calibration samples, or take another sensitivity",
             )
         )
-        return uniform
+        return single
+
+
+def _measured(layer: Layer) -> int:
+    """How many of a layer's widths, from the narrowest on, have their cost measured."""
+    return 0 if len(layer.widths) == 1 else max(1, sum(bits <= _LINEAR_BITS for bits in layer.widths))
+
+
+def _foretold(measured: Sequence[float], widths: Sequence[int]) -> tuple[float, ...]:
+    """Costs at all widths from those at the narrowest: each further bit halves the error's amplitude."""
+    if not measured:  # there is nothing to choose from
+        return (0.0,) * len(widths)
+    last = len(measured) - 1
+    wider = [
+        0.0 if bits == FLOAT_BITS else measured[last] * 4.0 ** (widths[last] - bits)
+        for bits in widths[last + 1 :]
+    ]
+    return (*measured, *wider)
 
 
 def overrides_for(layers: Sequence[Layer], chosen: Sequence[int]) -> tuple[Override, ...]:
@@ -284,20 +318,9 @@ def _pattern(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
-def _evenly(data: Dataset, samples: int) -> NDArray[Any]:
-    """At most so many samples, evenly spaced over the data."""
-    count = min(samples, len(data))
-    return np.asarray(data.x[np.linspace(0, len(data) - 1, count).round().astype(int)])
-
-
 def _summary(layers: Sequence[Layer], chosen: Sequence[int]) -> str:
     bits = [layer.widths[option] for layer, option in zip(layers, chosen, strict=True)]
     total = sum(layer.weights for layer in layers)
     average = sum(layer.weights * each for layer, each in zip(layers, bits, strict=True)) / max(total, 1)
     counted = ", ".join(f"{count} at {each}" for each, count in sorted(Counter(bits).items()))
     return f"{average:.2f} bits a weight; layers: {counted} bits"
-
-
-def _outputs(model: Model, batches: Sequence[NDArray[Any]]) -> list[list[NDArray[Any]]]:
-    session = open_session(model.payload, "onnx")
-    return [session.run([batch]) for batch in batches]

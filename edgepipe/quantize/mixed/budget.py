@@ -9,7 +9,10 @@ HiGHS, which SciPy brings, solves it to the optimum within milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -98,13 +101,14 @@ def _solve(costs: list[NDArray[np.float64]], budgets: Sequence[Budget], *, scale
     allowed = np.isfinite(flat)
     objective = np.where(allowed, flat, 0.0) * scale
     while True:
-        found = milp(
-            objective,
-            integrality=np.ones(len(flat)),
-            bounds=Bounds(0, allowed.astype(np.float64)),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        with _silence():
+            found = milp(
+                objective,
+                integrality=np.ones(len(flat)),
+                bounds=Bounds(0, allowed.astype(np.float64)),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0},
+            )
         if found.x is None:
             raise _infeasible(budgets)
         chosen = tuple(
@@ -118,6 +122,30 @@ def _solve(costs: list[NDArray[np.float64]], budgets: Sequence[Budget], *, scale
         cut = np.zeros(len(flat))
         cut[starts + np.asarray(chosen)] = 1.0
         constraints.append(LinearConstraint(cut, -np.inf, len(costs) - 1))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps off standard output what HiGHS prints there, whatever its options (its issue: HiGHS.jl 312).
+
+    Its text waits in the C library's buffer, which has to be emptied before and after.
+    """
+    try:
+        empty_buffers = ctypes.CDLL(None).fflush
+        kept = os.dup(1)
+    except (OSError, TypeError, AttributeError):  # no such library on this system, or no standard output
+        yield
+        return
+    empty_buffers(None)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        empty_buffers(None)
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _infeasible(budgets: Sequence[Budget]) -> RecipeError:

@@ -45,6 +45,11 @@ class Constants(msgspec.Struct, frozen=True):
     weight: NDArray[np.float32]
     bias: NDArray[np.float32] | None
 
+    @property
+    def arrays(self) -> list[NDArray[np.float32]]:
+        """The weight, and the bias if there is one."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
 
 def float_constants(node: ir.Node) -> Constants:
     """The constants of a linear op as they are; zeros for a bias that it could have."""

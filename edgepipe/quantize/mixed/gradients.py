@@ -20,9 +20,14 @@ from numpy.typing import NDArray
 
 from edgepipe.events import Emit, stage
 from edgepipe.graph.autograd import TorchGraph, to_torch
-from edgepipe.model import Model, onnx_model
-from edgepipe.quantize.mixed.candidates import Constants
-from edgepipe.quantize.mixed.sensitivity import Trial, ends_in_softmax, is_classifier
+from edgepipe.model import Model
+from edgepipe.quantize.mixed.sensitivity import (
+    Trial,
+    constant_names,
+    ends_in_softmax,
+    is_classifier,
+    with_constants,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +63,9 @@ def gradient_costs(
     """
     import torch
 
-    graph = to_torch(_with_own_constants(model, trials))
-    parameters = [graph.constants[name].requires_grad_() for trial in trials for name in _names(trial)]
+    graph = to_torch(with_constants(model, trials, [trial.exact for trial in trials]))
+    names = [name for trial in trials for name in constant_names(trial)]
+    parameters = [graph.constants[name].requires_grad_() for name in names]
     totals = [np.zeros(len(trial.options)) for trial in trials]
     generator = torch.Generator().manual_seed(seed)
     size = model.inputs[0].shape[0] or 1
@@ -76,7 +82,7 @@ def gradient_costs(
                 seen = metric(list(outputs), generator)
                 found = iter(torch.autograd.grad(seen, parameters, retain_graph=probe < PROBES - 1))
                 for number, trial in enumerate(trials):
-                    gradients = [next(found).numpy() for _ in _names(trial)]
+                    gradients = [next(found).numpy() for _ in constant_names(trial)]
                     totals[number] += _squared_responses(trial, gradients)
             running.advance(done)
         running.detail = f"{len(starts) * size} samples, {PROBES} probes each"
@@ -86,42 +92,17 @@ def gradient_costs(
 
 def _squared_responses(trial: Trial, gradients: list[NDArray[np.float32]]) -> list[float]:
     """``((vᵀ J) e)²`` of each option, e being what it changes of the layer's weight and bias."""
-    exact = _tensors(trial.exact)
+    exact = trial.exact.arrays
     return [
         float(
             sum(
                 np.vdot(gradient, changed - own)
-                for gradient, changed, own in zip(gradients, _tensors(option), exact, strict=True)
+                for gradient, changed, own in zip(gradients, option.arrays, exact, strict=True)
             )
             ** 2
         )
         for option in trial.options
     ]
-
-
-def _tensors(constants: Constants) -> list[NDArray[np.float32]]:
-    return [constants.weight] if constants.bias is None else [constants.weight, constants.bias]
-
-
-def _names(trial: Trial) -> list[str]:
-    return [f"{trial.layer}/weight", f"{trial.layer}/bias"][: len(_tensors(trial.exact))]
-
-
-def _with_own_constants(model: Model, trials: Sequence[Trial]) -> Model:
-    """The model with a weight and a bias for each linear op that no other op shares."""
-    from onnx import numpy_helper
-
-    proto = model.to_onnx()
-    nodes = {name: node for node in proto.graph.node for name in node.output}
-    for trial in trials:
-        node = nodes[trial.layer]
-        del node.input[1:]
-        node.input.extend(_names(trial))
-        proto.graph.initializer.extend(
-            numpy_helper.from_array(array, name)
-            for name, array in zip(_names(trial), _tensors(trial.exact), strict=True)
-        )
-    return onnx_model(proto, model.name)
 
 
 def _metric(model: Model, graph: TorchGraph, batches: list[Any]) -> Metric:

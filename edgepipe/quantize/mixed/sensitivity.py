@@ -2,7 +2,8 @@
 
 The network runs once, layer by layer; at each layer only the rest of it, from that layer on, runs again
 for every candidate. Costs are powers of noise, which add up as long as layers err independently: that is
-what makes the choice of bits a knapsack problem.
+what makes the choice of bits a knapsack problem. Whether they do shows when all layers are changed at once,
+which is a single run.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from edgepipe.errors import ModelError
 from edgepipe.events import Emit, stage
-from edgepipe.model import Model
+from edgepipe.model import Model, onnx_model
 from edgepipe.quantize.mixed.candidates import Constants
+from edgepipe.runtime import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -94,6 +96,62 @@ def measured_costs(
 
 def _outputs_with(rest: _Rest, batches: Sequence[Tensors], constants: Constants) -> Outputs:
     return [rest.outputs(batch, constants) for batch in batches]
+
+
+def assignment_costs(
+    model: Model,
+    x: NDArray[Any],
+    trials: Sequence[Trial],
+    assignments: Sequence[Sequence[int]],
+    measure: Measure,
+) -> list[float]:
+    """The cost of changing all layers at once.
+
+    Args:
+        model: The float model, with one input.
+        x: Samples for it.
+        trials: The layers, with what they may become.
+        assignments: For each, the number of the option that each layer takes.
+        measure: As of `measured_costs`.
+
+    Raises:
+        ModelError: "kl" of a model that is no classifier.
+    """
+    compare = comparison(model.to_onnx(), measure, model.name)
+    batches = in_batches(model, x)
+    exact = _outputs(model, batches)
+    return [
+        compare(exact, _outputs(with_constants(model, trials, options), batches))
+        for chosen in assignments
+        for options in [[trial.options[option] for trial, option in zip(trials, chosen, strict=True)]]
+    ]
+
+
+def with_constants(model: Model, trials: Sequence[Trial], constants: Sequence[Constants]) -> Model:
+    """The model with a weight and a bias of its own for each layer, named by `constant_names`."""
+    from onnx import numpy_helper
+
+    proto = model.to_onnx()
+    nodes = {name: node for node in proto.graph.node for name in node.output}
+    for trial, own in zip(trials, constants, strict=True):
+        node = nodes[trial.layer]
+        del node.input[1:]
+        node.input.extend(constant_names(trial))
+        proto.graph.initializer.extend(
+            numpy_helper.from_array(array, name)
+            for name, array in zip(constant_names(trial), own.arrays, strict=True)
+        )
+    return onnx_model(proto, model.name)
+
+
+def constant_names(trial: Trial) -> list[str]:
+    """What `with_constants` calls the weight of a layer, and its bias if it has one."""
+    return [f"{trial.layer}/weight", f"{trial.layer}/bias"][: len(trial.exact.arrays)]
+
+
+def _outputs(model: Model, batches: Sequence[NDArray[Any]]) -> Outputs:
+    session = open_session(model.payload, "onnx")
+    return [session.run([batch]) for batch in batches]
 
 
 def in_batches(model: Model, x: NDArray[Any]) -> list[NDArray[Any]]:

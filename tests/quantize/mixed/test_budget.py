@@ -1,5 +1,6 @@
 """Bits under a budget: the solver against every assignment there is."""
 
+import ctypes
 import itertools
 
 import hypothesis
@@ -7,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 
 from edgepipe.errors import RecipeError
+from edgepipe.quantize.mixed import budget
 from edgepipe.quantize.mixed.budget import Budget, allocate
 
 
@@ -86,3 +88,14 @@ def test_a_hundred_layers_with_costs_of_many_magnitudes():
         best = following
     chosen = allocate(costs, [Budget(resource="bits", limit=limit, spending=spending)])
     assert total(costs, chosen) == pytest.approx(min(best.values()), rel=1e-9)
+
+
+def test_what_the_solver_prints_does_not_reach_standard_output(capfd):
+    """HiGHS prints a line with `printf` on some problems, whatever its options; --json must stand alone."""
+    library = ctypes.CDLL(None)
+    library.printf(b"before ")
+    with budget._silence():
+        library.printf(b"the solver's line")
+    library.printf(b"after")
+    library.fflush(None)
+    assert capfd.readouterr().out == "before after"
