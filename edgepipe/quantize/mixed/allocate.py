@@ -128,6 +128,8 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
                 "mixed precision needs calibration samples, and there are none", where=model.name
             )
         nodes, layers = self._layers(edit.open_graph(model).graph)
+        if not layers:  # no weight to choose bits for
+            return self._static(self.overrides).apply(model, context)
         budgets = self._budgets(layers, model, context)
         allocate([[0.0] * len(layer.widths) for layer in layers], budgets)  # refuses before any work
         trials = self._trials(model, nodes, layers, context)

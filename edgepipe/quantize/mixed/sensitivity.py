@@ -76,6 +76,8 @@ def measured_costs(
     proto = onnx.shape_inference.infer_shapes(model.to_onnx(), data_prop=True)
     compare = comparison(proto, measure, model.name)
     batches = [{model.inputs[0].name: batch} for batch in in_batches(model, x)]
+    if trials:
+        batches = _before_first(proto, trials, batches)
     costs: dict[str, tuple[float, ...]] = {}
     reference: list[list[NDArray[Any]]] = []
     with (
@@ -243,6 +245,27 @@ def _rests(proto: onnx.ModelProto, trials: Sequence[Trial]) -> Iterator[_Rest]:
     for trial, following in zip(ordered, [*ordered[1:], None], strict=True):
         alive = [] if following is None else _alive(proto, places[following.layer])
         yield _Rest(proto, trial, places[trial.layer], alive)
+
+
+def _before_first(
+    proto: onnx.ModelProto, trials: Sequence[Trial], batches: Sequence[Tensors]
+) -> list[Tensors]:
+    """The tensors that are alive before the first of these layers, for each batch of inputs."""
+    layers = {trial.layer for trial in trials}
+    place = next(index for index, node in enumerate(proto.graph.node) if layers.intersection(node.output))
+    alive = _alive(proto, place)
+    made = [name for name in alive if name not in batches[0]]
+    if not made:
+        return list(batches)
+    import onnx
+
+    head = onnx.ModelProto()
+    head.CopyFrom(proto)
+    del head.graph.node[place:]
+    del head.graph.output[:]
+    head.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made)
+    session = open_session(head.SerializeToString(), "onnx")
+    return [{**batch, **dict(zip(made, session.run(list(batch.values())), strict=True))} for batch in batches]
 
 
 def _alive(proto: onnx.ModelProto, place: int) -> list[str]:

@@ -122,6 +122,13 @@ def test_mixed_is_never_worse_than_a_single_width(network, samples, make_context
         assert error(mixed) <= error(uniform) * 1.0001
 
 
+def test_a_network_without_weights_is_quantized_all_the_same(build_model, samples, make_context, read_qdq):
+    shape = ",".join(map(str, samples.shape[1:]))
+    model = build_model(f"net (float[n,{shape}] x) => (float[n,c,h,w] y) {{ y = Sigmoid(x) }}")
+    result = QuantizeMixed(average_weight_bits=4).apply(model, make_context(samples))
+    assert read_qdq(result).types().count("QuantizeLinear") == 2
+
+
 def test_overrides_hold(network, samples, make_context):
     overrides = ({"layers": ["y"], "keep_float": True}, {"layers": ["a"], "weight_bits": 7})
     from edgepipe.quantize.scheme import Override

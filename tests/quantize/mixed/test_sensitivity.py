@@ -126,6 +126,20 @@ def test_a_fixed_batch_is_kept_to(make_network, samples):
         np.testing.assert_allclose(found[layer], costs, rtol=1e-4)
 
 
+def test_ops_before_the_first_layer_run_too(build_model, samples):
+    """What is normalized, cut or rearranged before the first layer, as in every transformer."""
+    body = """{ a = Relu(x)  b = Tanh(x)  c = Conv(a, w)
+        d = Flatten(b)  e = Flatten(c)  y = Concat<axis=1>(d, e) }"""
+    shape = ",".join(map(str, samples.shape[1:]))
+    weight = np.random.default_rng(2).normal(size=(2, samples.shape[1], 1, 1)).astype(np.float32)
+    model = build_model(f"net (float[n,{shape}] x) => (float[n,m] y) {body}", w=weight)
+    [trial] = trials_of(model)
+    [costs] = measured_costs(model, samples, [trial], "sqnr", silent).values()
+    exact = run(model, samples)
+    expected = [noise_to_signal(exact, run(model, samples, trial.layer, each)) for each in trial.options]
+    np.testing.assert_allclose(costs, expected, rtol=2e-3)
+
+
 def test_a_layer_left_as_it_is_costs_nothing(make_network, samples):
     model = make_network()
     trials = [Trial(each.layer, each.exact, (each.exact,)) for each in trials_of(model)]
