@@ -20,7 +20,11 @@ Array = NDArray[np.float64]
 _BLOCK = 64
 """Inputs that are rounded before the error is passed on to all that follow."""
 _CANDIDATES = 6
-"""Scales that are tried for a weight."""
+"""Scales that are tried for a weight of few bits."""
+_FINE_CANDIDATES = 3
+"""Scales that are tried for a weight of 8 bits, whose rounding depends little on them."""
+_FINE = 127
+"""The greatest integer of 8 bits."""
 _NARROWEST = {127: 0.95, 63: 0.9, 31: 0.8, 15: 0.7, 7: 0.5, 3: 0.4, 1: 0.3}
 """The least part of the greatest magnitude that a scale is tried for, by the greatest integer."""
 _ROUNDS = 2
@@ -60,7 +64,29 @@ def least_squares_weight(weight: Array, moments: Moments) -> Array:
         weight: float64 [groups, inputs, outputs].
         moments: Of its inputs, damped.
     """
-    return np.asarray(np.linalg.solve(moments.gram, moments.cross @ weight), np.float64)
+    return _solve(moments.gram, moments.cross @ weight)
+
+
+def _solve(gram: Array, right: Array) -> Array:
+    """``gram^-1 right`` for each group; a large matrix by its Cholesky factor, at half the cost."""
+    from scipy import linalg
+
+    if len(gram) > 1:
+        return np.asarray(np.linalg.solve(gram, right), np.float64)
+    factor = linalg.cho_factor(gram[0], lower=True, check_finite=False)
+    return np.asarray(linalg.cho_solve(factor, right[0], check_finite=False), np.float64)[None]
+
+
+def _inverse_factor(gram: Array) -> Array:
+    """The upper U with ``gram^-1 = U' U``, for each group.
+
+    With J the reversal of order and ``J gram J = L L'``, it is ``J L^-1 J``: no inverse of `gram` is needed.
+    """
+    from scipy import linalg
+
+    lower = np.linalg.cholesky(gram[:, ::-1, ::-1])
+    inverse = np.linalg.inv(lower) if len(gram) > 1 else linalg.lapack.dtrtri(lower[0], lower=1)[0][None]
+    return np.ascontiguousarray(np.triu(inverse[:, ::-1, ::-1]))
 
 
 def fitting_loss(weight: Array, trial: Array, moments: Moments) -> float:
@@ -104,7 +130,7 @@ def round_in_order(target: Array, gram: Array, scales: Array, largest: int | Arr
     order = np.argsort(-np.diagonal(gram, axis1=1, axis2=2), axis=1, kind="stable")
     rest = np.take_along_axis(target, order[:, :, None], 1) / scales[:, None, :]
     sorted_gram = np.take_along_axis(np.take_along_axis(gram, order[:, :, None], 1), order[:, None, :], 2)
-    factor = np.swapaxes(np.linalg.cholesky(np.linalg.inv(sorted_gram)), 1, 2)
+    factor = _inverse_factor(sorted_gram)
     factor = factor / np.diagonal(factor, axis1=1, axis2=2)[:, :, None]
     inputs = target.shape[1]
     for start in range(0, inputs, _BLOCK):
@@ -136,13 +162,14 @@ def descend(integers: Array, target: Array, gram: Array, scales: Array, largest:
         sweeps: Times that all inputs are gone through, at most.
     """
     integers = integers.copy()
-    gradient = gram @ (target / scales[:, None] - integers)
+    # outputs first: a step of one of them touches adjacent numbers
+    gradient = np.swapaxes(target / scales[:, None] - integers, 1, 2) @ gram
     diagonal = np.diagonal(gram, axis1=1, axis2=2)
     for _ in range(sweeps):
         moved = False
         for index in range(integers.shape[1]):
             old = integers[:, index]
-            wish = old + gradient[:, index] / diagonal[:, index, None]
+            wish = old + gradient[:, :, index] / diagonal[:, index, None]
             # half a step and a little more: a tie is left as it is, which ends the descent
             better = np.where(np.abs(wish - old) > 0.5 + 1e-9, np.rint(wish), old)
             move = np.clip(better, -largest, largest) - old
@@ -150,7 +177,7 @@ def descend(integers: Array, target: Array, gram: Array, scales: Array, largest:
             if len(touched) == 0:
                 continue
             moved = True
-            gradient[:, :, touched] -= gram[:, :, index, None] * move[:, None, touched]
+            gradient[:, touched] -= move[:, touched, None] * gram[:, index, None, :]
             integers[:, index] = old + move
         if not moved:
             break
@@ -216,17 +243,18 @@ def round_weight(target: Array, gram: Array, step: Step) -> tuple[Array, Array]:
 
 def _first_rounding(target: Array, gram: Array, step: Step) -> tuple[Array, Array]:
     """The best of `round_in_order` and of rounding to nearest, over the candidates for the scales."""
-    ratios = np.append(np.linspace(1.0, _NARROWEST[step.largest], _CANDIDATES), 1.0)
+    candidates = _FINE_CANDIDATES if step.largest >= _FINE else _CANDIDATES
+    ratios = np.linspace(1.0, _NARROWEST[step.largest], candidates)
     scales = np.maximum(step.scales[:, :, None] * ratios, step.least[:, :, None])
     groups, inputs, outputs = target.shape
-    repeated = np.repeat(target, len(ratios), axis=2)
-    flat = scales.reshape(groups, -1)
-    integers = round_in_order(repeated, gram, flat, step.largest)
+    repeated = np.repeat(target, candidates, axis=2)
+    ordered = round_in_order(repeated, gram, scales.reshape(groups, -1), step.largest)
     nearest = np.clip(np.rint(target / step.scales[:, None]), -step.largest, step.largest)
-    integers = integers.reshape(groups, inputs, outputs, -1)
-    integers[..., -1] = nearest
-    rounded = integers * scales[:, None]
-    errors = output_error(repeated, rounded.reshape(repeated.shape), gram).reshape(scales.shape)
+    integers = np.append(ordered.reshape(groups, inputs, outputs, -1), nearest[..., None], axis=3)
+    scales = np.append(scales, scales[..., :1], axis=2)
+    rounded = (integers * scales[:, None]).reshape(groups, inputs, -1)
+    every = np.repeat(target, candidates + 1, axis=2)
+    errors = output_error(every, rounded, gram).reshape(scales.shape)
     if step.shared:
         errors = np.broadcast_to(errors.sum((0, 1)), errors.shape)
     best = errors.argmin(axis=2)

@@ -2,8 +2,8 @@
 
 The float network and the quantized one are walked through side by side. At each linear op the inputs
 that occur in both say how its weight is best rounded, and the means of its outputs how far its bias has
-to move. Decisions are taken in float64: they are the same for any number of threads, unless two choices
-are equal to some twelve digits.
+to move. BLAS has one thread meanwhile, so that its sums, and with them all decisions, are the same for
+any number of cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgepipe.events import Emit, stage
 from edgepipe.graph import edit
 from edgepipe.quantize import grid as g
 from edgepipe.quantize.layerwise import gptq as r
-from edgepipe.quantize.layerwise.moments import Sums, gather, total
+from edgepipe.quantize.layerwise.moments import Sums, gather, rows_wanted, total
 from edgepipe.quantize.layerwise.unfold import from_matrix, is_unfolded, to_matrix
 from edgepipe.quantize.layerwise.walk import Batches, Walk
 from edgepipe.quantize.weights import QuantizedLinear, channels_of, least_scales, with_bias
@@ -32,8 +32,8 @@ _DAMPING = 0.01
 """Share of the mean diagonal that keeps the moments' inverse bounded: Frantar et al. 2023, step 3."""
 _RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Strengths of the pull towards the float weight that the target may be fitted with."""
-_HELD_OUT = 4
-"""Every fourth batch judges those strengths."""
+_JUDGED_OUTPUTS = 64
+"""Outputs of a group that those strengths are judged on, at most."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,9 +70,15 @@ def round_layerwise(
         task: What is to be decided besides.
         emit: Where progress goes.
     """
+    from threadpoolctl import threadpool_limits
+
     found = []
     exact, rounded = walks
-    with stage(emit, "round layer by layer", total=len(linears)) as running, ThreadPoolExecutor(1) as pool:
+    with (
+        stage(emit, "round layer by layer", total=len(linears)) as running,
+        ThreadPoolExecutor(1) as pool,
+        threadpool_limits(1, user_api="blas"),
+    ):
         for index, (linear, grid) in enumerate(zip(linears, grids, strict=True)):
             ahead = pool.submit(exact.advance)
             quantized, real = list(rounded.advance()), list(ahead.result())
@@ -83,22 +89,31 @@ def round_layerwise(
                 better = _round(linear, grid, sums, has_bias=task.correct_bias)
             del quantized, real  # the walks have let go of them where no later op reads them
             found.append(_settle_bias(better, grid, rounded, output, correct=task.correct_bias))
+            del output  # so that the float walk can let go of it on its way to the next op
             running.advance(index + 1)
     return found
 
 
-def _round(linear: QuantizedLinear, grid: Grid, sums: list[Sums], *, has_bias: bool) -> QuantizedLinear:
+def _round(
+    linear: QuantizedLinear, grid: Grid, sums: tuple[Sums, Sums], *, has_bias: bool
+) -> QuantizedLinear:
+    """The weight rounded for all rows; where these are few, only if that stands up to rows held out."""
     node = linear.node
     weight = to_matrix(node, edit.array_at(node, 1))
-    target, moments = _target(weight, sums, centered=has_bias and node.op_type != "MatMul")
-    groups, _, outputs = weight.shape
+    groups, inputs, outputs = weight.shape
     step = r.Step(
         scales=_by_output(linear.scales, groups, outputs),
         least=_by_output(least_scales(linear, grid), groups, outputs),
         largest=g.weight_max(linear.bits),
         shared=linear.scales.size == 1,
     )
-    integers, scales = r.round_weight(target, moments.gram, step)
+    centered = has_bias and node.op_type != "MatMul"
+    ridge = _ridge(weight, sums, centered=centered)
+    if total(sums).rows < rows_wanted(inputs) and not _stands_up(
+        linear, step, sums, ridge, centered=centered
+    ):
+        return linear
+    integers, scales = _rounded(weight, step, total(sums), ridge, centered=centered)
     return msgspec.structs.replace(
         linear,
         weight=from_matrix(node, integers, linear.weight.shape).astype(np.int8),
@@ -106,31 +121,46 @@ def _round(linear: QuantizedLinear, grid: Grid, sums: list[Sums], *, has_bias: b
     )
 
 
+def _rounded(
+    weight: NDArray[np.float64], step: r.Step, sums: Sums, ridge: float | None, *, centered: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Integers and scales for the inputs that `sums` describe."""
+    moments = sums.moments(centered=centered)
+    target = weight if ridge is None else r.least_squares_weight(weight, moments.damped(ridge))
+    return r.round_weight(target, moments.damped(_DAMPING).gram, step)
+
+
+def _stands_up(
+    linear: QuantizedLinear, step: r.Step, sums: tuple[Sums, Sums], ridge: float | None, *, centered: bool
+) -> bool:
+    """Whether rounding for some rows loses less than the integers of `linear` on rows that it did not see."""
+    fitted, judging = sums
+    if not fitted.rows or not judging.rows:
+        return False
+    weight = to_matrix(linear.node, edit.array_at(linear.node, 1))
+    held_out = judging.moments(centered=centered)
+    integers, scales = _rounded(weight, step, fitted, ridge, centered=centered)
+    before = r.fitting_loss(weight, to_matrix(linear.node, linear.real_weight), held_out)
+    return r.fitting_loss(weight, integers * scales[:, None], held_out) < before
+
+
 def _by_output(scales: NDArray[np.floating], groups: int, outputs: int) -> NDArray[np.float64]:
     """One scale for each output: float64 [groups, outputs] of [channels] or [1]."""
     return np.broadcast_to(scales.astype(np.float64), groups * outputs).reshape(groups, outputs)
 
 
-def _target(
-    weight: NDArray[np.float64], sums: list[Sums], *, centered: bool
-) -> tuple[NDArray[np.float64], r.Moments]:
-    """The real weight to round, and the damped moments of all batches.
+def _ridge(weight: NDArray[np.float64], sums: tuple[Sums, Sums], *, centered: bool) -> float | None:
+    """How strongly the weight to round, fitted to the quantized inputs, is to be drawn to the float weight.
 
-    It is fitted to the quantized inputs as closely as helps on batches too that it was not fitted to;
-    where nothing helps there, it is the float weight.
+    It is what helps most on rows that the weight was not fitted to; None where nothing helps there.
     """
-    everything = total(sums).moments(centered=centered)
-    fitted = [each for index, each in enumerate(sums) if index % _HELD_OUT != _HELD_OUT - 1]
-    judging = sums[_HELD_OUT - 1 :: _HELD_OUT]
-    target = weight
-    if judging:
-        training, held_out = (total(each).moments(centered=centered) for each in (fitted, judging))
-        trials = [r.least_squares_weight(weight, training.damped(ridge)) for ridge in _RIDGES]
-        losses = [r.fitting_loss(weight, trial, held_out) for trial in [weight, *trials]]
-        best = int(np.argmin(losses))
-        if best > 0:
-            target = r.least_squares_weight(weight, everything.damped(_RIDGES[best - 1]))
-    return target, everything.damped(_DAMPING)
+    if not sums[0].rows or not sums[1].rows:
+        return None
+    some = weight[:, :, :: -(-weight.shape[2] // _JUDGED_OUTPUTS)]
+    training, held_out = (each.moments(centered=centered) for each in sums)
+    trials = [r.least_squares_weight(some, training.damped(ridge)) for ridge in _RIDGES]
+    losses = [r.fitting_loss(some, trial, held_out) for trial in [some, *trials]]
+    return (None, *_RIDGES)[int(np.argmin(losses))]
 
 
 def _settle_bias(

@@ -43,6 +43,14 @@ def _is_transposed(node: ir.Node) -> bool:
     return node.op_type == "Gemm" and bool(edit.integer(node, "transB", 0))
 
 
+def inputs_of(node: ir.Node) -> int:
+    """Inputs that an output of a linear op sums over."""
+    shape = edit.array_at(node, 1).shape
+    if node.op_type == "Conv":
+        return math.prod(shape[1:])
+    return int(shape[1 if _is_transposed(node) else 0])
+
+
 def count_rows(node: ir.Node, shape: tuple[int, ...]) -> int:
     """Number of rows that an output of this shape was computed from."""
     return math.prod(shape) // shape[1 if node.op_type == "Conv" else -1]
