@@ -2,6 +2,7 @@
 
     judge.py predict REQUEST    outputs on the evaluation samples, kept as .npy, with what they are worth
     judge.py rank REQUEST       which artifacts of a model are within noise of the first
+    judge.py against REQUEST    one artifact of a model compared with each of the others
     judge.py floor REQUEST      seconds that the bare forward passes over the calibration samples take
     judge.py latency REQUEST    latency of each artifact beside the float model's, in turns
 
@@ -26,7 +27,8 @@ from edgepipe.runtime import from_port, to_port
 
 FLOOR_BATCHES = (1, 16)
 """Batch sizes that the bare forward passes are tried with; the faster one counts."""
-WARM_UP, TIMED = 3, 20
+WARM_UP, TIMED, TIMED_FOR_NS = 3, 12, 150_000_000
+"""Calls of an artifact: at least so many, and for at least so long."""
 RESAMPLES = 2000
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 UNCHANGING = {
@@ -97,28 +99,58 @@ def rank(request: dict[str, Any]) -> dict[str, Any]:
     named = reference.argmax(1)
     outputs = {key: np.load(path) for key, path in request["outputs"].items()}
     agrees = {key: output.argmax(1) == named for key, output in outputs.items()}
-    noise = {
-        key: np.nan_to_num(np.square(output.astype(np.float64) - reference).sum(1), nan=np.inf)
-        for key, output in outputs.items()
-    }
+    noise = {key: _noise(output, reference) for key, output in outputs.items()}
     able = [key for key in outputs if key not in request.get("partly_float", ())] or list(outputs)
     first_agreement = max(able, key=lambda key: (agrees[key].sum(), -noise[key].sum()))
     first_sqnr = min(able, key=lambda key: float(noise[key].sum()))
-    rows = np.random.default_rng(0).integers(0, len(named), (RESAMPLES, len(named)))
-    least = noise[first_sqnr][rows].sum(1)
     ranks = {}
     for key in outputs:
-        ahead = int(np.count_nonzero(agrees[first_agreement] & ~agrees[key]))
-        behind = int(np.count_nonzero(agrees[key] & ~agrees[first_agreement]))
-        finite = bool(np.isfinite(noise[key]).all())
-        behind_db = 10 * np.log10(noise[key][rows].sum(1) / least) if finite else np.full(RESAMPLES, np.inf)
+        interval = _ahead_db(noise[key], noise[first_sqnr])
         ranks[key] = {
             "first_in_agreement": key == first_agreement,
-            "agreement_p_value": evaluate.mcnemar(ahead, behind),
+            "agreement_p_value": _p_value(agrees[first_agreement], agrees[key]),
             "first_in_sqnr": key == first_sqnr,
-            "sqnr_behind_db": [float(np.quantile(behind_db, q)) for q in (0.025, 0.975)] if finite else None,
+            "sqnr_behind_db": interval and [-interval[1], -interval[0]],
         }
     return ranks
+
+
+def against(request: dict[str, Any]) -> dict[str, Any]:
+    """The artifact `own` compared with each other one, on the same samples.
+
+    `p_value` of McNemar's exact test on agreement with float; `ahead_db` the other's lead in SQNR as a 95 %
+    interval of the paired bootstrap, None where outputs are not finite.
+    """
+    reference = np.load(request["reference"])
+    outputs = {key: np.load(path) for key, path in request["outputs"].items()}
+    agrees = {key: output.argmax(1) == reference.argmax(1) for key, output in outputs.items()}
+    noise = {key: _noise(output, reference) for key, output in outputs.items()}
+    own = request["own"]
+    return {
+        key: {"p_value": _p_value(agrees[own], agrees[key]), "ahead_db": _ahead_db(noise[key], noise[own])}
+        for key in outputs
+        if key != own
+    }
+
+
+def _noise(output: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Squared error of each sample's scores."""
+    return np.nan_to_num(np.square(output.astype(np.float64) - reference).sum(1), nan=np.inf)
+
+
+def _p_value(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    ahead, behind = np.count_nonzero(first & ~second), np.count_nonzero(second & ~first)
+    return evaluate.mcnemar(int(ahead), int(behind))
+
+
+def _ahead_db(noise: NDArray[np.float64], other: NDArray[np.float64]) -> list[float] | None:
+    """How far the first's SQNR lies above the second's: 95 % interval of the paired bootstrap."""
+    if not (np.isfinite(noise).all() and np.isfinite(other).all()):
+        return None
+    rows = np.random.default_rng(0).integers(0, len(noise), (RESAMPLES, len(noise)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ahead = 10 * np.log10(other[rows].sum(1) / noise[rows].sum(1))
+    return [float(np.quantile(ahead, q)) for q in (0.025, 0.975)]
 
 
 def floor(request: dict[str, Any]) -> dict[str, Any]:
@@ -142,14 +174,16 @@ def latency(request: dict[str, Any]) -> dict[str, Any]:
     """Median latency of every artifact on one thread, as a ratio to the float model's before and after."""
     x = np.load(request["evaluation"])["x"][:1]
     axes = request["tflite_input_axes"]
-    base = {kind: bare(Path(path), kind, axes, x) for kind, path in request["floats"].items()}
-    answer: dict[str, Any] = {"float_ms": {kind: time_ms(run) for kind, run in base.items()}, "ratio": {}}
-    for key, artifact in request["artifacts"].items():
-        run = bare(Path(artifact["path"]), artifact["format"], axes, x)
-        before = time_ms(base[artifact["format"]])
-        found = time_ms(run)
-        after = time_ms(base[artifact["format"]])
-        answer["ratio"][key] = 2 * found / (before + after)
+    answer: dict[str, Any] = {"float_ms": {}, "ratio": {}}
+    for kind, path in request["floats"].items():
+        base = bare(Path(path), kind, axes, x)
+        before = answer["float_ms"][kind] = time_ms(base)
+        for key, artifact in request["artifacts"].items():
+            if artifact["format"] == kind:
+                found = time_ms(bare(Path(artifact["path"]), kind, axes, x))
+                after = time_ms(base)
+                answer["ratio"][key] = 2 * found / (before + after)
+                before = after
     return answer
 
 
@@ -157,8 +191,8 @@ def time_ms(run: Callable[[], object]) -> float:
     """Median of a call's time."""
     for _ in range(WARM_UP):
         run()
-    times = []
-    for _ in range(TIMED):
+    times: list[int] = []
+    while len(times) < TIMED or sum(times) < TIMED_FOR_NS:
         started = time.perf_counter_ns()
         run()
         times.append(time.perf_counter_ns() - started)
@@ -243,5 +277,5 @@ def _plain(estimate: evaluate.Estimate) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    questions = {"predict": predict, "rank": rank, "floor": floor, "latency": latency}
+    questions = {"predict": predict, "rank": rank, "against": against, "floor": floor, "latency": latency}
     print("\n" + json.dumps(questions[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()))), flush=True)

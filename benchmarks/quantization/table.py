@@ -10,6 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from verdicts import verdicts
+
 from tools import SHOWN, TOOLS, Tool
 
 HERE = Path(__file__).parent
@@ -39,9 +41,10 @@ code on the same evaluation samples, none of which is a calibration sample. Made
 - *memory*: the most that the process held, its imports included.
 
 """
+VERDICTS = "What is claimed of edgepipe, decided by these figures:"
 BUSY = """\
 **The machine was busy while some of this was timed** (load up to {load:.0f}): read no more than orders of
-magnitude from *quantize*, and repeat the timings with `--timings`.
+magnitude from *quantize* where a load stands beside it. `--timings` repeats the timings.
 
 """
 COLUMNS = (
@@ -57,7 +60,7 @@ def main() -> None:
         calibration="/".join(map(str, sorted(calibration))), cpu=_cpu(), cores=os.cpu_count()
     )
     loads = [run["load"] for row in results["rows"].values() for run in row.get("runs", ()) if "load" in run]
-    if loads and max(loads) > (os.cpu_count() or 1) + 1:
+    if loads and max(loads) > _quiet():
         text += BUSY.format(load=max(loads))
     for table, title in TITLES.items():
         sections = [_section(results, table, model) for model in SHOWN[table]]
@@ -86,7 +89,9 @@ def _section(results: dict[str, Any], table: str, model: str) -> str:
     text = f"### {model} ({case['samples'][1]} evaluation samples)\n\n"
     text += f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     text += "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-    return text + "\n" + ("".join(failed) + "\n" if failed else "")
+    text += "\n" + ("".join(failed) + "\n" if failed else "")
+    said = "".join(map(str, verdicts(results, table, model, tools)))
+    return text + (f"{VERDICTS}\n\n{said}\n" if said else "")
 
 
 def _float_row(case: dict[str, Any], kind: str) -> list[str]:
@@ -116,7 +121,7 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
     quantize = [""] * 5
     if kind == tool.formats[0]:
         quantize = [
-            f"{statistics.median(run['seconds'] for run in runs):.3g} s",
+            f"{statistics.median(run['seconds'] for run in runs):.3g} s{_load(runs)}",
             f"{statistics.median(run['seconds'] / run['floor_seconds'] for run in runs):.3g}",
             f"{statistics.median(_cpu_ratio(run) for run in runs):.3g}".replace("nan", ""),
             str(len(runs)),
@@ -132,6 +137,19 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
         f"{statistics.median(ratios):.2f}" if ratios else "",
         *quantize,
     ]
+
+
+def _load(runs: list[dict[str, Any]]) -> str:
+    """The machine's load during the runs, where they did not have it to themselves."""
+    load = statistics.median(run.get("load", math.inf) for run in runs)
+    if load <= _quiet():
+        return ""
+    return f" (load {load:.0f})" if math.isfinite(load) else " (load unknown)"
+
+
+def _quiet() -> float:
+    """The most that the load is while the benchmark has the machine to itself."""
+    return (os.cpu_count() or 1) + 1
 
 
 def _cpu_ratio(run: dict[str, Any]) -> float:

@@ -25,7 +25,7 @@ class Tool(NamedTuple):
         name: What the row is called; one name is one row of one table.
         table: The table that it stands in.
         environment: Whose Python runs it: "edgepipe" or a file of requirements/.
-        settings: What its adapter gets, by model.
+        settings: What its adapter gets, by model; it is run on these models.
     """
 
     name: str
@@ -52,7 +52,7 @@ def _settings(row: dict[str, Any], efforts: dict[str, dict[str, int]]) -> dict[s
     common, effort = row.get("settings", {}), row.get("effort")
     return {
         model: common | ({} if effort is None else {effort: efforts[effort][model]})
-        for model in SHOWN[row["table"]]
+        for model in row.get("models", SHOWN[row["table"]])
     }
 
 

@@ -32,9 +32,12 @@ BATCH = 16
 
 
 def quantize(request: Request) -> Reply:
-    """Settings: platform ([version, device]), gptq_epochs (0 for none), weight_bits (an average)."""
+    """Settings: platform ([version, device]), gptq_epochs (0 for none), weight_bits (an average), onnx.
+
+    With `onnx` the module comes from the ONNX graph even where there is an original one.
+    """
     settings = request.settings
-    module = _module(request)
+    module = _module(request._replace(torch=None) if settings.get("onnx") else request)
     batches = _Batches(request, BATCH)
     platform = mct.get_target_platform_capabilities(*settings.get("platform", ("1.0", "imx500")))
     core = mct.core.CoreConfig()
