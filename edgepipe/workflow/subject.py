@@ -227,9 +227,12 @@ def _with_data(subject: Subject, spec: DataSpec, scope: Scope, emit: Emit) -> Su
 
 
 def _calibration(dataset: Dataset, known: Sequence[str], emit: Emit) -> Dataset | None:
-    """The samples of the data that the bundle was calibrated on; None, said aloud, where some are missing."""
-    wanted = set(known)
-    rows = [at for at, digest in enumerate(digest_rows(dataset.x)) if digest in wanted]
+    """The samples of the data that the bundle was calibrated on; None, said aloud, where some are missing.
+
+    As many as there were and in their order, as data may hold a sample twice: other sums give other weights.
+    """
+    places = {digest: at for at, digest in enumerate(digest_rows(dataset.x))}
+    rows = [places[digest] for digest in known if digest in places]
     if len(rows) < len(known) or not rows:
         emit(
             Warned(

@@ -8,6 +8,7 @@ import pytest
 
 from edgepipe.bundle import MANIFEST, Step, read_bundle
 from edgepipe.errors import RecipeError, UsageError
+from edgepipe.events import Warned
 from edgepipe.graph.simplify import Simplify
 from edgepipe.job import Job
 from edgepipe.passes import Pass
@@ -113,6 +114,15 @@ def test_another_edgepipes_bundle_is_explained_as_it_is(bundle, tmp_path):
     assert any("another model now" in getattr(event, "text", "") for event in told)
     assert found.output_sqnr_db > found.steps[-1].output_sqnr_db + 10
     assert all(each.layer.weight.bits == 8 for each in found.layers if each.layer.weight)
+
+
+def test_samples_that_the_data_holds_twice_serve_once(bundle, tmp_path):
+    x = np.load(tmp_path / "val.npz")["x"]
+    np.savez(tmp_path / "twice.npz", x=np.concatenate([x[::-1], x]))
+    told = []
+    found = explain(bundle.folder, data=tmp_path / "twice.npz", emit=told.append)
+    assert not [event for event in told if isinstance(event, Warned)]
+    assert found.output_sqnr_db == pytest.approx(found.steps[-1].output_sqnr_db)
 
 
 def test_results_are_kept_where_a_cache_is_given(bundle, tmp_path):
