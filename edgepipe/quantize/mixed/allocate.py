@@ -72,7 +72,8 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
 
     Attributes:
         average_weight_bits: Most bits a weight, on average over all weights of all layers.
-        size_bytes: Most bytes of the file.
+        size_bytes: Most bytes of the ONNX file. TFLite's keeps narrow weights of depthwise and transposed
+            convolutions in int8, and stores more for each channel: it may be a tenth larger.
         size_share: Most bytes of the file, as a share of its size with 8-bit weights.
         bit_operations_share: Most bit operations (MACs times bits of weight and activation), as a share
             of what 8 bits throughout need.

@@ -5,11 +5,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from edgepipe.convert import ort
 from edgepipe.errors import RecipeError
-from edgepipe.events import Warned
+from edgepipe.events import Warned, silent
 from edgepipe.graph import edit
 from edgepipe.quantize.mixed.allocate import QuantizeMixed, overrides_for
 from edgepipe.quantize.mixed.resources import make_layer
+from edgepipe.quantize.mixed.sensitivity import measured_costs
 from edgepipe.quantize.static import QuantizeStatic
 
 NETWORK = """
@@ -84,6 +86,33 @@ def test_the_file_keeps_within_its_size(network, samples, make_context, share):
     by_share = QuantizeMixed(size_share=share).apply(network, context)
     assert 0.8 * limit < by_share.size_bytes <= limit
     assert QuantizeMixed(size_bytes=limit).apply(network, context).payload == by_share.payload
+    assert len(ort.emit(by_share, activation="uint8").payload) <= limit
+
+
+def test_costs_are_found_on_samples_that_candidates_were_not_rounded_for(network, samples, make_context):
+    """More inputs than rows: on the rows that it was rounded for, a layer seems to lose nothing."""
+    context = make_context(samples)
+    mixed = QuantizeMixed(average_weight_bits=4, rounding="gptq")
+    fitting, judging = mixed._samples(network, context)
+    assert len(fitting) == len(judging) == 12
+    assert not {each.tobytes() for each in fitting} & {each.tobytes() for each in judging}
+    nodes, layers = mixed._layers(edit.open_graph(network).graph)
+    trials = mixed._trials(network, nodes, layers, context)
+    unseen, seen = (measured_costs(network, x, trials[-1:], "sqnr", silent)["y"] for x in (judging, fitting))
+    assert unseen[2] > 1.5 * seen[2]
+    assert mixed.sensitivities(network, context).costs[-1][:3] == pytest.approx(unseen[:3], rel=1e-4)
+
+
+def test_costs_of_wide_weights_are_foretold_well(network, samples, make_context):
+    context = make_context(samples)
+    mixed = QuantizeMixed(average_weight_bits=4, rounding="gptq")
+    nodes, layers = mixed._layers(edit.open_graph(network).graph)
+    trials = mixed._trials(network, nodes, layers, context)
+    _, judging = mixed._samples(network, context)
+    measured = measured_costs(network, judging, trials, "sqnr", silent)
+    found = mixed.sensitivities(network, context)
+    for layer, costs in zip(found.layers, found.costs, strict=True):
+        np.testing.assert_allclose(np.log10(costs), np.log10(measured[layer.result]), atol=0.7)
 
 
 def test_bit_operations_are_met(network, samples, make_context):
