@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FACTOR_BITS = 20
 """The greater factor of a sum lies in [2**20, 2**21)."""
+MOST_MOVED = 2.0**-12
+"""The greatest part of itself that a scale may move by. One that is so much finer than the other operand's
+that it would move further, or become 0, adds less than the kernels' rounding of it could be seen by."""
 _SUMS = frozenset({"Add", "Sub"})
 
 
@@ -38,7 +41,8 @@ def align_sums(
         grids: Grid of each tensor.
 
     Returns:
-        A grid for each tensor of `grids`; fixed ones, and those of 16 bits, as they were.
+        A grid for each tensor of `grids`; fixed ones, those of 16 bits, and those that would move by more
+        than `MOST_MOVED` as they were.
     """
     aligned = dict(grids)
     members = {value: group for group in groups for value in group}
@@ -54,9 +58,11 @@ def align_sums(
         unit = step * 2.0 ** (math.floor(math.log2(largest)) - FACTOR_BITS)
         for value in operands:
             if value not in settled and aligned[value].bits == 8:
-                scale = float(np.float32(round(aligned[value].scale / unit) * unit))
-                grid = msgspec.structs.replace(aligned[value], scale=scale)
-                aligned.update(dict.fromkeys(members[value], grid))
+                own = aligned[value].scale
+                scale = float(np.float32(round(own / unit) * unit))
+                if abs(scale - own) <= MOST_MOVED * own:
+                    grid = msgspec.structs.replace(aligned[value], scale=scale)
+                    aligned.update(dict.fromkeys(members[value], grid))
             settled.update(members.get(value, (value,)))
     return aligned
 

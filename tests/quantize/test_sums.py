@@ -109,6 +109,25 @@ def test_scales_move_by_less_than_a_millionth_and_those_of_no_sum_stay(quantized
     assert all(abs(one / other - 1) < 2e-6 for one, other in pairs)
 
 
+@pytest.mark.parametrize("part", [1e-2, 1e-4, 1e-6, 3e-7])
+def test_a_scale_far_finer_than_the_other_operands_is_not_bent(part, build_model, make_context, monkeypatch):
+    """A branch that adds next to nothing, as layer scales begin, and that another op reads."""
+    body = """{ a = Mul(x, thousand)  b = Mul(x, part)  c = Add(a, b)
+        d = Mul(b, inverse)  y = Concat<axis=1>(c, d) }"""
+    model = build_model(
+        f"net (float[n,3,4,4] x) => (float[n,6,4,4] y) {body}",
+        thousand=np.float32(1000),
+        part=np.float32(1000 * part),
+        inverse=np.float32(1 / part),
+    )
+    context = make_context(np.random.default_rng(3).normal(size=(8, 3, 4, 4)).astype(np.float32))
+    aligned = scales(QuantizeStatic().apply(model, context))
+    monkeypatch.setattr(static, "align_sums", lambda plan, groups, grids: dict(grids))
+    plain = scales(QuantizeStatic().apply(model, context))
+    assert min(aligned) > 0
+    np.testing.assert_allclose(aligned, plain, rtol=2**-12)
+
+
 def scales(model):
     proto = onnx.load_from_string(model.payload)
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
