@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 import edgepipe
 from edgepipe.bundle import Step
@@ -30,8 +32,10 @@ from edgepipe.passes import Context, Pass
 from edgepipe.recipe import Recipe, check_chain, pass_name
 from edgepipe.runtime import open_session
 
-COMPARED_SAMPLES = 32
+COMPARED_SAMPLES = 16
 """Calibration samples that the SQNR of a step is measured on."""
+_BATCH = 4
+"""Of these, how many run together where the model's batch is dynamic: all at once took much memory."""
 CACHED_RESULTS = 32
 """Results that a cache keeps, the newest ones."""
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
@@ -73,8 +77,9 @@ def trace(
     """Applies the passes of a recipe one by one: the model after each, and what it did; see `run`."""
     check_chain(recipe.passes, given=model.format, where=f"recipe {recipe.name}")
     _check_calibration(recipe, model, context)
+    compared = _Comparison(context.calibration)
     for each in recipe.passes:
-        model, step = _apply(each, model, context, cache)
+        model, step = _apply(each, model, context, cache, compared)
         yield model, step
 
 
@@ -111,7 +116,9 @@ def _check_samples(data: Dataset, model: Model) -> None:
         )
 
 
-def _apply(each: Pass, model: Model, context: Context, cache: Path | None) -> tuple[Model, Step]:
+def _apply(
+    each: Pass, model: Model, context: Context, cache: Path | None, compared: _Comparison
+) -> tuple[Model, Step]:
     name = pass_name(each)
     with stage(context.emit, name) as running:
         started = time.perf_counter()
@@ -128,7 +135,7 @@ def _apply(each: Pass, model: Model, context: Context, cache: Path | None) -> tu
             digest_out=result.digest,
             size_in_bytes=model.size_bytes,
             size_out_bytes=result.size_bytes,
-            sqnr_db=_output_sqnr_db(model, result, context.calibration),
+            sqnr_db=compared.sqnr_db(model, result),
             seconds=seconds,
             cached=kept is not None,
         )
@@ -216,25 +223,39 @@ def _written_ns(path: Path) -> int:
         return 0
 
 
-def _output_sqnr_db(before: Model, after: Model, data: Dataset | None) -> float | None:
-    """SQNR of the outputs after a pass against those before; None where unknown or exact."""
-    if (
-        data is None
-        or before.digest == after.digest
-        or {before.format, after.format} != {"onnx"}
-        or len(before.inputs) != 1
-    ):
-        return None
-    fixed = before.inputs[0].shape[0]
-    size = fixed or min(COMPARED_SAMPLES, len(data))
-    batches = [data.x[start : start + size] for start in range(0, min(COMPARED_SAMPLES, len(data)), size)]
-    full = [np.ascontiguousarray(batch) for batch in batches if len(batch) == size]
-    if not full:
-        return None
-    flat = []
-    for model in (before, after):
-        session = open_session(model.payload, "onnx")
-        flat.append(np.concatenate([values.ravel() for batch in full for values in session.run([batch])]))
-    if not np.isfinite(flat).all():
-        return None
-    return sqnr_db(flat[0], flat[1])
+class _Comparison:
+    """Outputs of the models between the passes on some calibration samples, each computed once.
+
+    Args:
+        data: The calibration samples; None where there are none.
+    """
+
+    def __init__(self, data: Dataset | None) -> None:
+        self._data = data
+        self._last: tuple[str, NDArray[Any] | None] = ("", None)
+
+    def sqnr_db(self, before: Model, after: Model) -> float | None:
+        """SQNR of the outputs after a pass against those before; None where unknown or exact."""
+        if (
+            self._data is None
+            or before.digest == after.digest
+            or {before.format, after.format} != {"onnx"}
+            or len(before.inputs) != 1
+        ):
+            return None
+        exact, found = self._outputs(before, self._data), self._outputs(after, self._data)
+        if exact is None or found is None or not np.isfinite([exact, found]).all():
+            return None
+        return sqnr_db(exact, found)
+
+    def _outputs(self, model: Model, data: Dataset) -> NDArray[Any] | None:
+        """All outputs in a row; None where the samples do not fill a batch. The last ones are kept."""
+        if self._last[0] != model.digest:
+            fixed = model.inputs[0].shape[0]
+            size, count = fixed or _BATCH, min(COMPARED_SAMPLES, len(data))
+            batches = [data.x[start : min(start + size, count)] for start in range(0, count, size)]
+            full = [np.ascontiguousarray(batch) for batch in batches if len(batch) == (fixed or len(batch))]
+            session = open_session(model.payload, "onnx")
+            parts = [values.ravel() for batch in full for values in session.run([batch])]
+            self._last = model.digest, np.concatenate(parts) if parts else None
+        return self._last[1]
