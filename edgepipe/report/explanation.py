@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.syntax import Syntax
 from rich.text import Text
 
+from edgepipe.quantize.explain.diagnosis import LayerDiagnosis
 from edgepipe.quantize.explain.explanation import Explanation, LayerExplanation
 from edgepipe.report import text
 from edgepipe.report.layout import FigureTable, figure_table
@@ -64,7 +65,7 @@ def _cells(each: LayerExplanation) -> list[RenderableType]:
     if len(steps) > 1 and steps[0] != steps[-1]:
         sqnr.append(f"\n{steps[0]}→{steps[-1]}", "dim")
     return [
-        Text.assemble((short(layer.name.removesuffix(f"/{layer.op}")), "bold"), (f"\n{layer.op}", "dim")),
+        Text.assemble((short(layer.name.removesuffix(f"/{layer.op}")), "bold"), (f"\n{_kind(layer)}", "dim")),
         text.NONE if activation is None else f"{activation.low:.3g}\n{activation.high:.3g}",
         text.NONE if activation is None or not activation.clipped else share(activation.clipped),
         sqnr,
@@ -73,6 +74,12 @@ def _cells(each: LayerExplanation) -> list[RenderableType]:
         text.NONE if found is None or found.wide_db is None else gain(found.wide_db, unit=False),
         text.NONE if found is None else gain(found.float_db, unit=False),
     ]
+
+
+def _kind(layer: LayerDiagnosis) -> str:
+    """The op, and the bits of its weight where they are not the usual 8."""
+    bits = 8 if layer.weight is None else layer.weight.bits
+    return layer.op if bits == 8 else f"{layer.op}, {bits} bits"
 
 
 def _remedies(explanation: Explanation) -> list[RenderableType]:

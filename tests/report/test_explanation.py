@@ -241,3 +241,15 @@ def test_a_run_shows_its_layers(make_run):
     assert page.problems == []
     assert "What INT8 costs each layer" in page.text
     assert "What INT8 costs each layer" not in Page(render_report([make_run()])).text
+
+
+def test_the_table_says_where_a_weight_is_narrow(explanation):
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    first = explanation.layers[0]
+    narrow = msgspec.structs.replace(first.layer.weight, bits=3)
+    layer = msgspec.structs.replace(first.layer, weight=narrow)
+    changed = (msgspec.structs.replace(first, layer=layer), *explanation.layers[1:])
+    console.print(explanation_summary(msgspec.structs.replace(explanation, layers=changed), 10))
+    shown = console.file.getvalue()
+    assert shown.count("Conv, 3 bits") == 1
+    assert "8 bits" not in shown
