@@ -56,10 +56,12 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         weight_bits: Bits of a weight's integers; those of up to 4 bits are stored as int4.
         activation_bits: Bits of an activation's integers; those of 16 bits are symmetric.
         granularity: A scale for each output channel of a weight, or one for all.
-        ranges: How activation ranges are chosen: "minmax" holds every value seen, "average" reaches to the
-            mean extremes of a sample, "percentile" leaves out the outermost values, "entropy" loses least
-            information, "mse" makes the mean squared error least; "auto" tries, for each tensor, what does
-            least harm to the layers that read it.
+        ranges: How activation ranges are chosen: "extrapolated" holds every value seen and leaves room for
+            those that the scatter of the samples' extremes lets expect, where that lessens the error;
+            "minmax" holds just the values seen, "average" reaches to the mean extremes of a sample,
+            "percentile" leaves out the outermost values, "entropy" loses least information, "mse" makes
+            the mean squared error least; "auto" tries, for each tensor, what does least harm to the layers
+            that read it.
         percentile: Share of the values to hold at either end, in per cent; for "percentile" alone.
         rounding: How weights are rounded: "nearest" each by itself, "gptq" all of an output together
             so that its error on the inputs that occur is least (Frantar et al. 2023, arXiv 2210.17323),
@@ -75,7 +77,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
     weight_bits: WeightBits = 8
     activation_bits: ActivationBits = 8
     granularity: Granularity = "per-channel"
-    ranges: RangeChoice = "minmax"
+    ranges: RangeChoice = "extrapolated"
     percentile: Annotated[float, msgspec.Meta(ge=90.0, le=100.0)] = 99.99
     rounding: Rounding = "nearest"
     bias_correction: bool = True
@@ -136,7 +138,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
             axes = {_source(node): 1 for node in plan.linears if node.op_type != "MatMul"}
         watch = Watch(
             tensors=tuple(str(value.name) for value in plan.tensors),
-            histograms=self.ranges != "minmax",
+            histograms=self.ranges not in ("minmax", "extrapolated"),
             channel_axes=axes,
         )
         return observe(model, data, watch, notify)

@@ -17,6 +17,7 @@ from edgepipe.data import Dataset
 from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
 from edgepipe.events import Emit, stage
 from edgepipe.model import Model
+from edgepipe.quantize.calibration.extremes import Reach
 from edgepipe.quantize.calibration.histogram import Histogram
 from edgepipe.quantize.calibration.probes import COUNTED, Instrumented, Part, instrument
 
@@ -41,6 +42,8 @@ class Observation(msgspec.Struct, frozen=True):
         mean: Mean of each channel, float64 [channels]; None where it was not asked for.
         typical: Mean over the samples of the least and of the greatest value of a sample; None where
             unknown.
+        reaches: How far the samples reach, of each tensor that shares the range; empty where values beyond
+            are not to be expected, or unknown.
     """
 
     low: float
@@ -48,6 +51,7 @@ class Observation(msgspec.Struct, frozen=True):
     histogram: Histogram | None = None
     mean: NDArray[np.float64] | None = None
     typical: tuple[float, float] | None = None
+    reaches: tuple[Reach, ...] = ()
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +76,7 @@ class _Observer:
         self.channel_axis = channel_axis
         self.channel_total: Any = 0.0
         self.low_total = self.high_total = 0.0
-        self.rows = 0
+        self.rows = self.row_elements = 0
 
     def add(self, values: NDArray[np.float32], samples: int) -> None:
         rows = _rows(values, samples)
@@ -81,14 +85,17 @@ class _Observer:
         self.low_total += lows.sum(dtype=np.float64)
         self.high_total += highs.sum(dtype=np.float64)
         self.rows += len(rows)
+        self.row_elements = rows.shape[1]
         if self.channel_axis is not None:
             means = _channel_means(values, self.channel_axis)
             self.channel_total = self.channel_total + means.sum(0, dtype=np.float64) * len(rows) / len(means)
 
     def result(self, histogram: Histogram | None) -> Observation:
+        ends = float(self.low), float(self.high)
         typical = float(self.low_total) / self.rows, float(self.high_total) / self.rows
         mean = None if self.channel_axis is None else self.channel_total / self.rows
-        return Observation(float(self.low), float(self.high), histogram, mean, typical)
+        reach = _reach(ends, typical, self.rows, self.row_elements)
+        return Observation(*ends, histogram, mean, typical, (reach,))
 
 
 class _Pooled:
@@ -113,6 +120,17 @@ class _Pooled:
     def sums(self) -> dict[str, float]:
         """Sum over the samples of each one's greatest value."""
         return _by_tensor(self.parts, self.totals)
+
+
+def _reach(ends: tuple[float, float], typical: tuple[float, float], samples: int, elements: int) -> Reach:
+    return Reach(
+        low=ends[0],
+        high=ends[1],
+        typical_low=typical[0],
+        typical_high=typical[1],
+        samples=samples,
+        elements=elements,
+    )
 
 
 def _by_tensor(parts: tuple[Part, ...], arrays: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
@@ -196,7 +214,9 @@ class _Observers:
                 # maxima may drop NaN, which means keep
                 sound = mean is None or bool(np.isfinite(mean).all())
                 sound = sound and name not in self.counts.not_numbers
-                found[name] = Observation(low if sound else np.nan, high, histograms.get(name), mean, typical)
+                reach = _reach((low, high), typical, self.samples, self.graph.elements[name])
+                ends = (low if sound else np.nan), high
+                found[name] = Observation(*ends, histograms.get(name), mean, typical, (reach,))
         return {name: found[name] for name in self.watch.tensors}
 
     def _means(self) -> dict[str, NDArray[np.float64]]:
@@ -233,7 +253,8 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
     means = {name for name, axis in watch.channel_axes.items() if axis == 1}
     graph = instrument(model, watch.tensors, histograms=watch.histograms, means=means)
     session = _session(graph.payload)
-    size = spec.shape[0] or int(np.clip(_CACHE_BYTES // max(4 * graph.elements, 1), 1, _MOST_SAMPLES))
+    together = 4 * sum(graph.elements.values())
+    size = spec.shape[0] or int(np.clip(_CACHE_BYTES // max(together, 1), 1, _MOST_SAMPLES))
     computed = [name for name in graph.outputs if name != spec.name]
     observers = _Observers(graph, watch)
     with stage(emit, "calibrate", total=len(data)) as running:
@@ -246,6 +267,9 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
             running.advance(min(start + size, len(data)))
         running.detail = f"{len(watch.tensors)} tensors"
     observations = observers.result()
+    if spec.name in observations:
+        # an input's values end where its format does, and a grid for other ends would miss its steps
+        observations[spec.name] = msgspec.structs.replace(observations[spec.name], reaches=())
     _require_finite(observations, data)
     return observations
 
@@ -310,18 +334,20 @@ def _require_finite(observations: Mapping[str, Observation], data: Dataset) -> N
 def joined(observations: Sequence[Observation]) -> Observation:
     """What several tensors show together that must share one grid."""
     if len(observations) == 1:
-        first = observations[0]
-        return Observation(first.low, first.high, first.histogram, typical=first.typical)
+        return msgspec.structs.replace(observations[0], mean=None)
     low = min(seen.low for seen in observations)
     high = max(seen.high for seen in observations)
     ends = [seen.typical for seen in observations if seen.typical is not None]
     typical = None
     if len(ends) == len(observations):
         typical = min(end[0] for end in ends), max(end[1] for end in ends)
+    reaches: tuple[Reach, ...] = ()
+    if all(seen.reaches for seen in observations):
+        reaches = tuple(reach for seen in observations for reach in seen.reaches)
     histograms = [seen.histogram for seen in observations if seen.histogram is not None]
-    if len(histograms) < len(observations):
-        return Observation(low, high, typical=typical)
-    histogram = Histogram()
-    for each in histograms:
-        histogram.merge(each)
-    return Observation(low, high, histogram, typical=typical)
+    histogram = None
+    if len(histograms) == len(observations):
+        histogram = Histogram()
+        for each in histograms:
+            histogram.merge(each)
+    return Observation(low, high, histogram, typical=typical, reaches=reaches)

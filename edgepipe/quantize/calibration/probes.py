@@ -57,7 +57,7 @@ class Instrumented(msgspec.Struct, frozen=True, kw_only=True):
         high: Greatest values of each sample and channel.
         negated_low: The same of the negatives, where a tensor has negative values.
         mean: Means of each sample and channel, where wanted.
-        elements: Elements that the tensors have for one sample, all together.
+        elements: Elements that each tensor has for one sample; 0 where its shape is not known.
     """
 
     payload: bytes
@@ -66,7 +66,7 @@ class Instrumented(msgspec.Struct, frozen=True, kw_only=True):
     high: tuple[Part, ...]
     negated_low: tuple[Part, ...]
     mean: tuple[Part, ...]
-    elements: int
+    elements: Mapping[str, int]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def instrument(
         high=writer.pool("GlobalMaxPool", "high", {name: name for name in pooled}),
         negated_low=writer.pool("GlobalMaxPool", "low", negatives),
         mean=writer.pool("GlobalAveragePool", "mean", {name: name for name in pooled if name in means}),
-        elements=sum(_size(writer.shapes.get(name, (0, 0))) for name in tensors),
+        elements={name: _size(writer.shapes.get(name, (0, 0))) for name in tensors},
     )
     writer.add_outputs(graph.outputs)
     return msgspec.structs.replace(graph, payload=proto.SerializeToString())

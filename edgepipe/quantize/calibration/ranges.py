@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgepipe.data import Dataset
 from edgepipe.events import Emit
 from edgepipe.model import Model
+from edgepipe.quantize.calibration.extremes import extrapolated_range
 from edgepipe.quantize.calibration.histogram import Histogram
 from edgepipe.quantize.calibration.observe import Observation, Watch, joined, observe
 from edgepipe.quantize.calibration.trial import Candidates, least_harmful
@@ -29,10 +30,10 @@ __all__ = [
     "observe",
 ]
 
-Algorithm = Literal["minmax", "average", "percentile", "entropy", "mse"]
+Algorithm = Literal["extrapolated", "minmax", "average", "percentile", "entropy", "mse"]
 RangeChoice = Literal[Algorithm, "auto"]
 """A way for all tensors, or "auto", for each the one that does least harm behind it."""
-_TRIED: tuple[Algorithm, ...] = ("minmax", "mse")
+_TRIED: tuple[Algorithm, ...] = ("extrapolated", "mse")
 """What "auto" chooses from, the one to fall back to first. "percentile" hardly ever does better than these,
 and "average" and "entropy" clip far too much on small networks: see benchmarks/calibration."""
 _THRESHOLDS = 96
@@ -105,17 +106,19 @@ def choose_grid(
     Args:
         seen: What calibration saw. An algorithm that reads a histogram takes the extremes where there
             is none.
-        algorithm: "minmax" holds every value seen; "average" reaches from the mean of the samples' least
-            values to that of their greatest; "percentile" holds all but the outermost share; "entropy"
-            clips where the distribution of the integers diverges least from that of the values; "mse"
-            where the mean squared error is least.
+        algorithm: "minmax" holds every value seen; "extrapolated" those, with room for what the scatter of
+            the samples' extremes lets expect of further ones; "average" reaches from the mean of the
+            samples' least values to that of their greatest; "percentile" holds all but the outermost share;
+            "entropy" clips where the distribution of the integers diverges least from that of the values;
+            "mse" where the mean squared error is least.
         percentile: Share of values to hold at each end, in per cent; for "percentile" alone.
         symmetric: Whether the zero point must be 0.
-        bits: Bits of an integer. 16 bits always hold every value seen: no step is too wide then.
+        bits: Bits of an integer. With 16 bits, which have steps to spare, every algorithm but "minmax" is
+            "extrapolated".
     """
     low, high = seen.low, seen.high
-    if bits > 8:
-        pass
+    if algorithm == "extrapolated" or (bits > 8 and algorithm != "minmax"):
+        low, high = extrapolated_range(low, high, seen.reaches, symmetric=symmetric or bits == 16, bits=bits)
     elif algorithm == "average" and seen.typical is not None:
         low, high = seen.typical
     elif seen.histogram is not None and algorithm == "percentile":

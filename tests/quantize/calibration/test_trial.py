@@ -103,8 +103,8 @@ def test_auto_leaves_16_bits_and_equal_grids_alone(weighed, make_context):
         return choose_grids(model, data, shared, ranges, percentile=99.9, symmetric=False, emit=silent)
 
     auto = choose("auto")
-    assert auto[0] in [choose(way)[0] for way in ("minmax", "mse")]
-    assert auto[1] == choose("minmax")[1]
+    assert auto[0] in [choose(way)[0] for way in ("extrapolated", "mse")]
+    assert auto[1] == choose("extrapolated")[1]
     assert auto[1].bits == 16
     assert choose("mse")[0] == choose_grid(seen["x"], "mse", percentile=99.9, symmetric=False)
     assert choose("auto") == auto  # the same each time
