@@ -20,18 +20,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from edgepipe.bundle import Precision
 from edgepipe.errors import RecipeError
 from edgepipe.model import Format
-from edgepipe.passes import Pass
+from edgepipe.passes import Pass, accepted_values
 
 PASSES = {
     "graph.simplify": "edgepipe.graph.simplify:Simplify",
@@ -199,9 +200,36 @@ def _convert(content: dict[str, Any], kind: type[Record], where: str) -> Record:
         raise RecipeError(
             "a value that does not fit",
             where=f"{where}, key {key}" if key else where,
-            got=what,
-            remedy="see what each key takes: edgepipe passes show NAME",
+            got=_found(content, key, what),
+            remedy=_taken(kind, key),
         ) from error
+
+
+def _steps(key: str) -> list[str]:
+    """The names and numbers of a path such as "overrides[0].layers"."""
+    return re.findall(r"[^.\[\]]+", key)
+
+
+def _found(content: Any, key: str, what: str) -> str:
+    """The value that does not fit, with what is wrong with it where the value does not tell."""
+    for step in _steps(key):
+        content = content[int(step) if isinstance(content, list) else step]
+    if isinstance(content, dict | list):
+        return what
+    return msgspec.json.encode(content).decode()
+
+
+def _taken(kind: type[msgspec.Struct], key: str) -> str:
+    """What a key of a table takes, in words."""
+    described: Any = kind
+    for step in _steps(key):
+        if step.isdigit():
+            described = get_args(described)[0]
+        elif isinstance(described, type) and issubclass(described, msgspec.Struct):
+            fields = {field.encode_name: field.type for field in msgspec.structs.fields(described)}
+            described = fields[step]
+    takes = f"it takes {accepted_values(described)}"
+    return f"{takes}; see edgepipe passes show {pass_name(kind)}" if issubclass(kind, Pass) else takes
 
 
 def check_chain(passes: Iterable[Pass], *, given: Format | None = None, where: str = "") -> None:

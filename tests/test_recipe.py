@@ -168,3 +168,23 @@ def test_loading_every_recipe_imports_no_heavy_package():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("line", "got", "takes"),
+    [
+        ("weight_bits = 9", "9", "2 to 8"),
+        ('rounding = "adaround"', '"adaround"', '"nearest", "gptq"'),
+        ('overrides = [{ layers = "*" }]', '"*"', "a list of text"),
+        ('overrides = [{ layers = ["*"], wieght_bits = 4 }]', "wieght_bits", "layers, weight_bits"),
+        ('overrides = [{ layers = ["*"], activation_bits = 4 }]', "4", "8, 16"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_with_what_would(tmp_path, line, got, takes):
+    path = tmp_path / "own.toml"
+    path.write_text(f'description = "x"\n[[passes]]\nuse = "quantize.static"\n{line}\n')
+    with pytest.raises(RecipeError) as raised:
+        recipe.load_recipe(path)
+    assert got in raised.value.got
+    assert takes in raised.value.remedy
+    assert "passes show quantize.static" in raised.value.remedy

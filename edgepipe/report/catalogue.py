@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import msgspec
 from rich.console import Group
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
-from edgepipe.passes import Pass
+from edgepipe.passes import Pass, accepted_values
 from edgepipe.recipe import Recipe, pass_name
 from edgepipe.target import Target
 
@@ -52,7 +54,12 @@ def recipe_table(recipe: Recipe) -> Table:
     """One row a pass of the recipe, with its settings."""
     table = _table("step", "pass", "settings", title=f"{recipe.name}: {recipe.description}")
     for number, each in enumerate(recipe.passes, start=1):
-        table.add_row(str(number), pass_name(each), _cell(msgspec.to_builtins(each)))
+        settings = (
+            f"{field} = {_toml(value)}"
+            for field, value in msgspec.to_builtins(each).items()
+            if value is not None
+        )
+        table.add_row(str(number), pass_name(each), "\n".join(settings))
     return table
 
 
@@ -79,16 +86,40 @@ def passes_data(passes: Mapping[str, type[Pass]]) -> dict[str, Any]:
 
 
 def pass_text(name: str, each: type[Pass]) -> Group:
-    """The documentation of a pass and its settings with their defaults."""
-    table = _table("setting", "type", "default")
+    """The documentation of a pass, and its settings: default, meaning and what each takes."""
+    text, _ = _documentation(each)
+    meanings = {
+        field: meaning
+        for kind in reversed(each.__mro__)
+        for field, meaning in (_documentation(kind)[1] if issubclass(kind, Pass) else {}).items()
+    }
+    table = _table("setting", "what it is, and what it takes")
     for field in msgspec.structs.fields(each):
-        default = "required" if field.default is msgspec.NODEFAULT else repr(field.default)
-        table.add_row(field.name, _type_text(field.type), default)
-    return Group(Markdown(f"# {name}\n\n{inspect.getdoc(each)}"), table)
+        if field.default is msgspec.NODEFAULT:
+            label = f"{field.name}\nrequired"
+        else:
+            default = msgspec.to_builtins(field.default)
+            label = f"{field.name}\n" + ("not set" if default is None else f"= {_toml(default)}")
+        values = Text(accepted_values(field.type), style="dim")
+        table.add_row(Text(label), Text(meanings.get(field.name, "")).append("\n").append(values))
+    return Group(Markdown(f"# {name}\n\n{text}"), table)
 
 
-def _type_text(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+def _documentation(kind: type) -> tuple[str, dict[str, str]]:
+    """A docstring without its list of attributes, and that list."""
+    text, _, attributes = (inspect.cleandoc(kind.__doc__ or "")).partition("\nAttributes:\n")
+    described = re.findall(r"^    (\w+): (.+(?:\n {6,}.+)*)", attributes, re.MULTILINE)
+    return text.strip(), {field: " ".join(meaning.replace("`", "").split()) for field, meaning in described}
+
+
+def _toml(value: Any) -> str:
+    """A setting as a recipe's file holds it; what is not set in a table is left out."""
+    if isinstance(value, dict):
+        pairs = ((key, each) for key, each in value.items() if each is not None)
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in pairs) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return msgspec.json.encode(value).decode()
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
