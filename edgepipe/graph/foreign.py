@@ -40,6 +40,7 @@ def settle(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph_model = ir.from_proto(proto)
     common.LiftConstantsToInitializersPass()(graph_model)
     graph = graph_model.graph
+    _state_zero_points(graph)
     qlinear.expand(graph)
     _fold_weights(graph)
     _fold_transposes(graph)
@@ -74,6 +75,31 @@ def _with_known_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _is_contributed(node: onnx.NodeProto) -> bool:
     return node.domain == qlinear.CONTRIB and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+
+
+def _state_zero_points(graph: ir.Graph) -> None:
+    """Gives an explicit zero point to each Q and DQ on 8 bits that left it out, of the type that it implies.
+
+    That is what `output_dtype` of a Q says, uint8 where it says nothing; a DQ has the type of what it reads.
+    """
+    import onnx_ir as ir
+
+    kinds = {}
+    for node in edit.nodes(graph, "QuantizeLinear", "DequantizeLinear"):
+        source, scale = node.inputs[0], edit.constant_input(node, 1)
+        if source is None or scale is None or (len(node.inputs) > 2 and node.inputs[2] is not None):
+            continue
+        if node.op_type == "QuantizeLinear":
+            kind = edit.integer(node, "output_dtype", 0) or ir.DataType.UINT8.value
+            kinds[node.outputs[0]] = kind
+        else:
+            constant = source.const_value
+            kind = kinds.get(source, 0) if constant is None else constant.dtype.value
+        if kind in (ir.DataType.INT8.value, ir.DataType.UINT8.value):
+            zeros = np.zeros(scale.shape, ir.DataType(kind).numpy())
+            node.resize_inputs(3)
+            node.replace_input_with(2, edit.add_constant(graph, f"{node.outputs[0].name}/zero_point", zeros))
+            node.attributes.pop("output_dtype", None)
 
 
 def _fold_weights(graph: ir.Graph) -> None:

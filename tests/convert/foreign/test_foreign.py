@@ -17,6 +17,7 @@ from edgepipe.errors import UnsupportedOp
 from edgepipe.events import Warned
 from edgepipe.graph import foreign
 from edgepipe.job import SourceSpec
+from edgepipe.model import onnx_model
 from edgepipe.runtime import infer, open_session
 from edgepipe.workflow.rewrite import convert
 
@@ -164,6 +165,45 @@ def test_what_was_brought_into_form_stays_as_it_is(name):
     twice = foreign.settle(onnx.ModelProto.FromString(once.SerializeToString()))
     assert activation_grids(twice) == activation_grids(once)
     assert [node.op_type for node in twice.graph.node] == [node.op_type for node in once.graph.node]
+
+
+def test_zero_points_that_were_left_out_have_the_type_that_the_model_says():
+    """From opset 21 a Q may name the type of its integers alone; a DQ has that of the constant it reads."""
+    rng = np.random.default_rng(5)
+    weight = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    arrays = {
+        "s": np.float32(0.03), "w": weight, "ws": np.abs(weight).max((1, 2, 3)) / 127,
+        "b": rng.integers(-99, 99, 4).astype(np.int8), "bs": np.float32(0.02), "t": np.float32(0.2),
+    }  # fmt: skip
+    node, signed_type = onnx.helper.make_node, onnx.TensorProto.INT8
+    nodes = [
+        node("QuantizeLinear", ["x", "s"], ["xq"], output_dtype=signed_type),
+        node("DequantizeLinear", ["xq", "s"], ["xd"]),
+        node("QuantizeLinear", ["w", "ws"], ["wq"], axis=0, output_dtype=signed_type),
+        node("DequantizeLinear", ["wq", "ws"], ["wd"], axis=0),
+        node("DequantizeLinear", ["b", "bs"], ["bd"]),
+        node("Conv", ["xd", "wd", "bd"], ["c"]),
+        node("QuantizeLinear", ["c", "t"], ["cq"], output_dtype=signed_type),
+        node("DequantizeLinear", ["cq", "t"], ["y"]),
+    ]
+    shapes = {"x": ["n", 3, 8, 8], "y": ["n", 4, 6, 6]}
+    ports = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "terse", ports[:1], ports[1:], held)
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    x = rng.normal(size=(8, 3, 8, 8)).astype(np.float32)
+    [exact] = simulate(proto.SerializeToString(), {"x": x})
+    model = onnx_model(foreign.settle(proto), "terse")
+    for emission in (
+        ort.emit(model, activation="uint8"),
+        ort.emit(model, activation="int8"),
+        tflite.emit(model),
+    ):
+        session = open_session(emission.payload, emission.format)
+        found = infer(session, emission.inputs, emission.outputs, x)[0]
+        assert np.abs(exact - found).max() <= 1.01 * arrays["t"]
+        assert np.ptp(found) > 20 * arrays["t"]
 
 
 def grids_before_activations(proto):
