@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _DAMPING = 0.01
 """Share of the mean diagonal that keeps the moments' inverse bounded: Frantar et al. 2023, step 3."""
+_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+"""Likewise where rows are few: what so few say of correlations is then trusted less, as far as helps."""
 _RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Strengths of the pull towards the float weight that the target may be fitted with."""
 _JUDGED_OUTPUTS = 64
@@ -70,6 +72,7 @@ def round_layerwise(
         task: What is to be decided besides.
         emit: Where progress goes.
     """
+    from scipy import linalg  # noqa: F401 - what is loaded later would not be limited
     from threadpoolctl import threadpool_limits
 
     found = []
@@ -109,11 +112,13 @@ def _round(
     )
     centered = has_bias and node.op_type != "MatMul"
     ridge = _ridge(weight, sums, centered=centered)
-    if total(sums).rows < rows_wanted(inputs) and not _stands_up(
-        linear, step, sums, ridge, centered=centered
-    ):
+    damping: float | None = _DAMPING
+    if total(sums).rows < rows_wanted(inputs):
+        damping = _damping(linear, step, sums, ridge, centered=centered)
+    if damping is None:
         return linear
-    integers, scales = _rounded(weight, step, total(sums), ridge, centered=centered)
+    moments = total(sums).moments(centered=centered)
+    integers, scales = _rounded(weight, step, moments, ridge, damping)
     return msgspec.structs.replace(
         linear,
         weight=from_matrix(node, integers, linear.weight.shape).astype(np.int8),
@@ -122,26 +127,34 @@ def _round(
 
 
 def _rounded(
-    weight: NDArray[np.float64], step: r.Step, sums: Sums, ridge: float | None, *, centered: bool
+    weight: NDArray[np.float64], step: r.Step, moments: r.Moments, ridge: float | None, damping: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Integers and scales for the inputs that `sums` describe."""
-    moments = sums.moments(centered=centered)
+    """Integers and scales for inputs of these moments."""
     target = weight if ridge is None else r.least_squares_weight(weight, moments.damped(ridge))
-    return r.round_weight(target, moments.damped(_DAMPING).gram, step)
+    return r.round_weight(target, moments.damped(damping).gram, step)
 
 
-def _stands_up(
+def _damping(
     linear: QuantizedLinear, step: r.Step, sums: tuple[Sums, Sums], ridge: float | None, *, centered: bool
-) -> bool:
-    """Whether rounding for some rows loses less than the integers of `linear` on rows that it did not see."""
+) -> float | None:
+    """The damping whose rounding for some rows loses least on rows that it did not see.
+
+    None where the integers of `linear` lose no more there.
+    """
     fitted, judging = sums
     if not fitted.rows or not judging.rows:
-        return False
-    weight = to_matrix(linear.node, edit.array_at(linear.node, 1))
-    held_out = judging.moments(centered=centered)
-    integers, scales = _rounded(weight, step, fitted, ridge, centered=centered)
-    before = r.fitting_loss(weight, to_matrix(linear.node, linear.real_weight), held_out)
-    return r.fitting_loss(weight, integers * scales[:, None], held_out) < before
+        return None
+    weight, present = (
+        to_matrix(linear.node, each) for each in (edit.array_at(linear.node, 1), linear.real_weight)
+    )
+    few = slice(None, None, -(-weight.shape[2] // _JUDGED_OUTPUTS))
+    some = msgspec.structs.replace(step, scales=step.scales[:, few], least=step.least[:, few])
+    training, held_out = (each.moments(centered=centered) for each in (fitted, judging))
+    losses = [r.fitting_loss(weight[..., few], present[..., few], held_out)]
+    for damping in _DAMPINGS:
+        integers, scales = _rounded(weight[..., few], some, training, ridge, damping)
+        losses.append(r.fitting_loss(weight[..., few], integers * scales[:, None], held_out))
+    return (None, *_DAMPINGS)[int(np.argmin(losses))]
 
 
 def _by_output(scales: NDArray[np.floating], groups: int, outputs: int) -> NDArray[np.float64]:
