@@ -133,6 +133,21 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
             return self._static(self.overrides).apply(model, context)
         budgets = self._budgets(layers, model, context)
         allocate([[0.0] * len(layer.widths) for layer in layers], budgets)  # refuses before any work
+        chosen = tuple(len(layer.widths) - 1 for layer in layers)
+        if any(budget.spent(chosen) > budget.limit for budget in budgets):  # not all may have their widest
+            chosen = self._choose(model, nodes, layers, budgets, context)
+        overrides = (*self.overrides, *overrides_for(layers, chosen))
+        return self._static(overrides).apply(model, context)
+
+    def _choose(
+        self,
+        model: Model,
+        nodes: Sequence[ir.Node],
+        layers: Sequence[Layer],
+        budgets: Sequence[Budget],
+        context: Context,
+    ) -> tuple[int, ...]:
+        """The number of the width that each layer gets."""
         trials = self._trials(model, nodes, layers, context)
         costs = self._costs(model, layers, trials, context)
         with stage(context.emit, "assign bits") as assigning:
@@ -141,8 +156,7 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
             if single not in (None, chosen):
                 chosen = self._cheaper(chosen, single, model, trials, context)
             assigning.detail = _summary(layers, chosen)
-        overrides = (*self.overrides, *overrides_for(layers, chosen))
-        return self._static(overrides).apply(model, context)
+        return chosen
 
     def sensitivities(self, model: Model, context: Context) -> Sensitivities:
         """What each layer of a float model costs at each width, whatever the budget.
