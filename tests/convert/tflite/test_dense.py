@@ -76,6 +76,13 @@ def test_a_batched_product_takes_in_no_bias_and_no_activation(tools, factor, beh
     assert "BATCH_MATMUL" in tools.same(model).op_counts
 
 
+def test_a_product_with_a_vector_is_refused(tools):
+    """LiteRT would refuse the file."""
+    model = tools.model([("MatMul", ["a", "b"], ["y"], {})], {"a": [1, 6, 8]}, {"b": normal(8)})
+    with pytest.raises(UnsupportedOp, match="vector"):
+        emit(model)
+
+
 def test_a_batched_weight_has_one_scale(tools):
     """With a scale for each channel, LiteRT takes the first for all."""
     model = tools.model([("MatMul", ["a", "b"], ["y"], {})], {"a": [1, 3, 6, 8]}, {"b": normal(3, 8, 4)})

@@ -24,6 +24,8 @@ def lower_matmul(site: Site) -> None:
     if site.value(1).data is not None and len(site.value(1).shape) == 2:
         _fully_connected(site, transposed=False)
         return
+    if min(len(site.value(index).shape) for index in (0, 1)) < 2:
+        raise site.refuse("a factor is a vector, and LiteRT multiplies matrices")
     grid = site.value(1).grid
     if grid is not None and grid.axis is not None:
         raise site.refuse("its weight has more than two axes, and a scale for each channel")
