@@ -117,6 +117,7 @@ class Walk:
         model = onnx.helper.make_model(graph, opset_imports=self._opsets, ir_version=self._ir_version)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False  # what is let go of goes back to the system
         options.intra_op_num_threads = 1  # two walks run side by side, and sums keep their order
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         return onnxruntime.InferenceSession(

@@ -1,5 +1,9 @@
 """Layer-wise rounding: the walk against whole runs, unfolding against convolutions, what it recovers."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -266,3 +270,49 @@ def test_progress_is_told_layer_by_layer(cnn, quantize):
     quantize(cnn, normal(8, 3, 8, 8), rounding="gptq", emit=events.append)
     [stage] = [each for each in events if isinstance(each, StageStarted) and "layer" in each.stage]
     assert stage.total == 6
+
+
+ON_SOME_CORES = """
+import os, sys
+from pathlib import Path
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+import os
+import subprocess
+import sys
+
+import numpy as np
+from edgepipe.data import make_dataset
+from edgepipe.model import onnx_model
+from edgepipe.passes import Context
+from edgepipe.quantize.static import QuantizeStatic
+from edgepipe.target import load_target
+import onnx
+model = onnx_model(onnx.load(sys.argv[2]), "net")
+data = make_dataset(np.load(sys.argv[3]), None, "samples")
+context = Context(target=load_target("x86"), calibration=data, work=Path(sys.argv[2]).parent)
+print(QuantizeStatic(rounding="gptq").apply(model, context).digest)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that assigns cores")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_the_number_of_cores_changes_nothing(build_model, tmp_path):
+    model = build_model(
+        """net (float[n,8,24,24] x) => (float[n,10] y) {
+            a = Conv<pads=[1,1,1,1]>(x, w1)  b = Relu(a)
+            c = Conv<pads=[1,1,1,1], group=48>(b, w2)  d = Relu(c)
+            e = Conv(d, w3)  g = GlobalAveragePool(e)  h = Flatten(g)  y = Gemm(h, w4)
+        }""",
+        w1=normal(48, 8, 3, 3) / 8, w2=normal(48, 1, 3, 3), w3=normal(200, 48, 1, 1) / 7, w4=normal(200, 10),
+    )  # fmt: skip
+    (tmp_path / "net.onnx").write_bytes(model.payload)
+    np.save(tmp_path / "x.npy", normal(32, 8, 24, 24))
+    paths = [str(tmp_path / name) for name in ("net.onnx", "x.npy")]
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", ON_SOME_CORES, str(cores), *paths],
+            capture_output=True, check=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(cores)},
+        ).stdout
+        for cores in (1, 2)
+    ]  # fmt: skip
+    assert digests[0] == digests[1]
