@@ -62,6 +62,7 @@ def _arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="--timings quantizes again only what needed less; of the others it repeats the latency",
     )
+    parser.add_argument("--no-latency", action="store_true", help="leave latencies to a quieter time")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds a tool may take for a model")
     arguments = parser.parse_args()
     arguments.data, arguments.cache = arguments.data.absolute(), arguments.cache.absolute()
@@ -85,6 +86,9 @@ class Run:
         self.results: dict[str, Any] = {"cases": {}, "rows": {}}
         if RESULTS.is_file():
             self.results = json.loads(RESULTS.read_text())
+        current = {_key(model, tool) for tool in TOOLS for model in tool.settings}
+        for key in self.results["rows"].keys() - current:  # of rows that rows.toml no longer has
+            del self.results["rows"][key]
 
     def model(self, model: str) -> None:
         """Everything on one model: quantization in turns, then judgement, then latency in turns."""
@@ -98,7 +102,8 @@ class Run:
         for tool in tools:
             self._predict(model, tool, case)
         self._rank(model, case)
-        self._latency(model, case, tools)
+        if not self.arguments.no_latency:
+            self._latency(model, case, tools)
 
     def _case(self, model: str) -> dict[str, Any]:
         """Files of a model, with the float model's own results."""

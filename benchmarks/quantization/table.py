@@ -86,6 +86,13 @@ def _section(results: dict[str, Any], table: str, model: str) -> str:
             failed.append(f"- **{tool.name}** did not run ({versions or 'no version'}): {reason}\n")
         else:
             rows += [_row(tool, row, kind, ranks) for kind in row["artifacts"]]
+    missing = [
+        tool.name
+        for tool in TOOLS
+        if tool.table == table and model in tool.settings and f"{model}|{tool.name}" not in results["rows"]
+    ]
+    if missing:
+        failed.append(f"- not run yet: {'; '.join(missing)}\n")
     text = f"### {model} ({case['samples'][1]} evaluation samples)\n\n"
     text += f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     text += "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
