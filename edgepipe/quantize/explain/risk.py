@@ -98,7 +98,7 @@ def _clipped(layer: LayerDiagnosis, activation: ActivationDiagnosis, own: float)
         f"{share} of its values are clipped, up to {_farthest(activation):.3g} at a grid that ends at "
         f"{_end(activation):.3g}"
     )
-    remedy = 'calibrate on more samples, like those of the application, or take ranges = "minmax"'
+    remedy = 'calibrate on more samples, like those of the application, or take ranges = "extrapolated"'
     return Risk(layer.name, text, remedy, own)
 
 

@@ -1,9 +1,12 @@
 """Ranges chosen behind the layers that read them, against the same measured with NumPy."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgepipe.events import StageAdvanced, silent
+from edgepipe.quantize.calibration.extremes import Reach
+from edgepipe.quantize.calibration.histogram import Histogram
 from edgepipe.quantize.calibration.ranges import Shared, Watch, choose_grid, choose_grids, observe
 from edgepipe.quantize.calibration.trial import Candidates, least_harmful
 from edgepipe.quantize.grid import activation_grid, dequantize, quantize
@@ -108,3 +111,30 @@ def test_auto_leaves_16_bits_and_equal_grids_alone(weighed, make_context):
     assert auto[1].bits == 16
     assert choose("mse")[0] == choose_grid(seen["x"], "mse", percentile=99.9, symmetric=False)
     assert choose("auto") == auto  # the same each time
+
+
+def test_auto_clips_nothing_that_further_samples_need_room_for(weighed, make_context):
+    model, x = weighed(1), samples()
+    data = make_context(x).calibration
+    seen = observe(model, data, Watch(tensors=("x",), histograms=True, channel_axes={}), silent)["x"]
+    narrow = Histogram()
+    narrow.add(x[:, 1])
+    seen = msgspec.structs.replace(seen, histogram=narrow, reaches=())
+
+    def choose(seen, ranges):
+        shared = [Shared(tensors=("x",), seen=seen)]
+        return choose_grids(model, data, shared, ranges, percentile=99.9, symmetric=False, emit=silent)[0]
+
+    assert choose(seen, "auto") == choose(seen, "mse") != choose(seen, "minmax")
+    reach = Reach(
+        low=seen.low,
+        high=seen.high,
+        typical_low=0.5 * seen.low,
+        typical_high=0.5 * seen.high,
+        samples=len(x),
+        elements=10,
+    )
+    scattered = msgspec.structs.replace(seen, reaches=(reach,))
+    roomy = choose(scattered, "extrapolated")
+    assert roomy.high > choose(scattered, "minmax").high
+    assert choose(scattered, "auto") == roomy
