@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LEAST_ROWS = 2048
 _ROWS_PER_INPUT = 4
 """Rows looked at for each input that an output sums over, and at least: enough for moments of full rank."""
+_DAMPING, _STRONG_DAMPING = 0.01, 1.0
 _NARROWEST = {8: 1.0, 7: 0.95, 6: 0.9, 5: 0.8, 4: 0.6, 3: 0.45, 2: 0.3}
 """The least part of a channel's greatest magnitude that a scale is tried for, by bits: few bits clip more."""
 _FINENESS = 0.05
@@ -141,15 +142,24 @@ class Inputs(msgspec.Struct, frozen=True):
         mean: Their mean, float64 [groups, inputs].
         gram: Their second moments about it, or about 0 for an op without bias, float64
             [groups, inputs, inputs].
+        rows: Number of the rows.
     """
 
     mean: NDArray[np.float64]
     gram: NDArray[np.float64]
+    rows: int
 
     def damped_gram(self) -> NDArray[np.float64]:
-        """With 1 % of its mean diagonal added to its diagonal, as in GPTQ: never singular."""
+        """With a share of its mean diagonal added to its diagonal, as in GPTQ: never singular.
+
+        Fewer rows than inputs say little of correlations, and are trusted less.
+        """
         size = self.gram.shape[-1]
-        level = 0.01 * np.trace(self.gram, axis1=1, axis2=2) / size
+        level = (
+            (_DAMPING if self.rows >= size else _STRONG_DAMPING)
+            * np.trace(self.gram, axis1=1, axis2=2)
+            / size
+        )
         return np.asarray(self.gram + np.maximum(level, 1e-12)[:, None, None] * np.eye(size))
 
 
@@ -192,7 +202,7 @@ def _inputs(
     total: NDArray[np.float64], products: NDArray[np.float64], rows: int, *, centered: bool
 ) -> Inputs:
     mean, gram = total / rows, products / rows
-    return Inputs(mean, gram - mean[:, :, None] * mean[:, None, :] if centered else gram)
+    return Inputs(mean, gram - mean[:, :, None] * mean[:, None, :] if centered else gram, rows)
 
 
 def _watching(model: Model, names: list[str]) -> tuple[onnxruntime.InferenceSession, list[str]]:
