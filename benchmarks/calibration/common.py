@@ -44,9 +44,9 @@ class Case(msgspec.Struct, frozen=True):
     def _order(self, draw: int) -> NDArray[np.intp]:
         return np.random.default_rng(draw).permutation(len(self.x))
 
-    def calibration(self, draw: int) -> NDArray[np.float32]:
+    def calibration(self, draw: int, samples: int = SAMPLES) -> NDArray[np.float32]:
         """The samples that this draw calibrates on."""
-        return np.ascontiguousarray(self.x[np.sort(self._order(draw)[:SAMPLES])])
+        return np.ascontiguousarray(self.x[np.sort(self._order(draw)[:samples])])
 
     def evaluation(self, draw: int, most: int) -> NDArray[np.float32]:
         """Samples that it does not calibrate on."""

@@ -20,10 +20,11 @@ Measured on {machine}.
 
 ## Cost
 
-Time of the whole of calibration as a multiple of the floor: the same 64 samples through a plain session
+CPU time of the whole of calibration as a multiple of the floor: the same 64 samples through a plain session
 of the unchanged model, in its fastest batch size, the creation of the session included. Medians of
 {rounds} interleaved rounds ({peer_rounds} of ONNX Runtime's), {threads}. "all" collects what every algorithm
-needs in one pass; "auto, besides" is what the choice of ranges by measured error takes on top of it.
+needs in one pass; "a further sample" is what each of 192 more costs; "auto, besides" is what the choice of
+ranges by measured error takes on top of it.
 
 {cost}
 ## Accuracy
@@ -40,13 +41,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--only", help="models whose name contains this text; writes no file")
+    parser.add_argument("--only", help="models whose name contains this text")
+    parser.add_argument("--output", type=Path, default=HERE / "results.md")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peer-rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="of the floor; 0 is the runtime's default")
+    parser.add_argument("--threads", type=int, default=0, help="of every session; 0 is the runtime's default")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--evaluated", type=int, default=256)
     arguments = parser.parse_args()
+    cost.limit_threads(arguments.threads)
     cases = common.load(arguments.data.resolve(), arguments.only)
     text = HEADER.format(
         machine=cost.machine(),
@@ -58,8 +61,7 @@ def main() -> None:
         draws=arguments.draws,
         evaluated=arguments.evaluated,
     )
-    if not arguments.only:
-        (HERE / "results.md").write_text(text)
+    arguments.output.write_text(text)
 
 
 if __name__ == "__main__":

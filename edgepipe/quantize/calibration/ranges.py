@@ -35,7 +35,7 @@ RangeChoice = Literal[Algorithm, "auto"]
 """A way for all tensors, or "auto", for each the one that does least harm behind it."""
 _TRIED: tuple[Algorithm, ...] = ("extrapolated", "mse")
 """What "auto" chooses from, the one to fall back to first. "percentile" left less SQNR than "minmax" for
-every model and draw of benchmarks/calibration; "average" and "entropy" left far less."""
+every model and draw measured in benchmarks/calibration; "average" and "entropy" left far less."""
 _THRESHOLDS = 96
 """Magnitudes at which "entropy" tries to clip, evenly spaced."""
 _LEAST_SHARE = 1 / 16
