@@ -7,6 +7,7 @@ import pytest
 
 from edgepipe.convert import ort, tflite
 from edgepipe.convert.precision import precision_of
+from edgepipe.errors import UnsupportedOp
 from edgepipe.graph.simplify import Simplify
 from edgepipe.quantize.scheme import Override
 from edgepipe.quantize.static import QuantizeStatic
@@ -138,6 +139,16 @@ def test_ops_without_a_16_bit_kernel_compute_in_float_and_say_so(quantized, samp
     assert "DEQUANTIZE" in emission.op_counts
     assert any(family in note and "float" in note for note in emission.notes)
     assert worst_steps(emission, model, samples) <= 3.01
+
+
+def test_an_op_that_tflite_lacks_is_refused_on_16_bits_too(build_model, make_context, samples):
+    ones = np.ones(SHAPE[0], np.float32)
+    shape = ",".join(map(str, SHAPE))
+    body = "{ a = Relu(x)  y = InstanceNormalization(a, s, b) }"
+    model = build_model(f"net (float[n,{shape}] x) => (float[n,{shape}] y) {body}", s=ones, b=ones)
+    wide = QuantizeStatic(activation_bits=16).apply(model, make_context(samples))
+    with pytest.raises(UnsupportedOp, match="InstanceNormalization"):
+        tflite.emit(wide)
 
 
 @pytest.mark.parametrize("granularity", ["per-channel", "per-tensor"])

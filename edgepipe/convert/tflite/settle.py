@@ -154,7 +154,8 @@ def _is_integer(node: Node, graph: Graph) -> bool:
     """Whether a node computes on integers, or on nothing that a quantizer is concerned with."""
     if all(graph.values[name].dtype != "float32" for name in node.outputs):
         return True
-    return computes_on_integers(node, RULES[node.op], graph.values)
+    rule = RULES.get(node.op)  # an op without one is refused when it comes to writing it
+    return rule is not None and computes_on_integers(node, rule, graph.values)
 
 
 def _count(names: list[str], noun: str) -> str:
