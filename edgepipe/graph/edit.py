@@ -104,11 +104,41 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
-def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Registers `array` as an initializer under `name`, or under `name` with a number where that is taken."""
+class Names:
+    """Names of a graph's values, looked up once for many additions.
+
+    Args:
+        graph: Whose names are taken.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        made = (output.name for node in graph for output in node.outputs)
+        self._taken = {*graph.initializers, *(value.name for value in graph.inputs), *made}
+
+    def unused(self, name: str) -> str:
+        """`name`, or `name` with the first number that makes it unique; it is taken from now on."""
+        unique, number = name, 0
+        while unique in self._taken:
+            number += 1
+            unique = f"{name}.{number}"
+        self._taken.add(unique)
+        return unique
+
+
+def add_constant(
+    graph: ir.Graph, name: str, array: NDArray[np.generic], names: Names | None = None
+) -> ir.Value:
+    """Registers `array` as an initializer under `name`, or under `name` with a number where that is taken.
+
+    Args:
+        graph: Where to.
+        name: The name wanted.
+        array: What it holds.
+        names: The graph's, where many are added; else they are looked up.
+    """
     import onnx_ir as ir
 
-    unique = unused_name(graph, name)
+    unique = (names or Names(graph)).unused(name)
     value = ir.Value(
         name=unique,
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
@@ -121,17 +151,7 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.V
 
 def unused_name(graph: ir.Graph, name: str) -> str:
     """`name`, or `name` with the first number that makes it unique among the graph's values."""
-    unique, number = name, 0
-    while _is_taken(graph, unique):
-        number += 1
-        unique = f"{name}.{number}"
-    return unique
-
-
-def _is_taken(graph: ir.Graph, name: str) -> bool:
-    if name in graph.initializers or any(value.name == name for value in graph.inputs):
-        return True
-    return any(output.name == name for node in graph for output in node.outputs)
+    return Names(graph).unused(name)
 
 
 def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

@@ -55,22 +55,32 @@ class QuantizeDynamic(Pass, frozen=True, kw_only=True):
         nodes = [node for node in edit.nodes(graph, "Conv", "Gemm", "MatMul") if _is_worth_it(node)]
         opset = graph.opset_imports.get("", 0)
         if not nodes or opset < FIRST_OPSET:
-            raise ModelError(
-                "the model has no weight to store as int8"
-                if opset >= FIRST_OPSET
-                else "the model's opset has no quantization by channel",
-                where=model.name,
-                got=f"opset {opset}, {len(nodes)} weights of {LEAST_WEIGHTS} elements or more",
-                remedy="take the recipe float32, or export the model with a later opset",
-            )
+            raise _refusal(model.name, opset)
         with stage(context.emit, "round weights") as rounding:
             pairs: dict[ir.Value, ir.Value] = {}
+            names = edit.Names(graph)
             for node in nodes:
-                _quantize_weight(graph, node, self.granularity)
+                _quantize_weight(graph, node, self.granularity, names)
                 _quantize_input(graph, node, pairs)
             rounding.detail = f"{len(nodes)} weights"
         _tidy(graph_model)
         return edit.freeze(graph_model, model.name)
+
+
+def _refusal(where: str, opset: int) -> ModelError:
+    if opset < FIRST_OPSET:
+        return ModelError(
+            "the model's opset has no quantization by channel",
+            where=where,
+            got=f"opset {opset}",
+            remedy=f"export the model with opset {FIRST_OPSET} or later",
+        )
+    return ModelError(
+        "the model has no weight to store as int8",
+        where=where,
+        got=f"none of {LEAST_WEIGHTS} elements or more in a dense layer or an ungrouped convolution",
+        remedy="take the recipe float32 or int8",
+    )
 
 
 def _is_worth_it(node: ir.Node) -> bool:
@@ -84,14 +94,14 @@ def _is_worth_it(node: ir.Node) -> bool:
     return edit.integer(node, "group", 1) == 1 if node.op_type == "Conv" else weight.ndim == 2
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, granularity: Granularity) -> None:
+def _quantize_weight(graph: ir.Graph, node: ir.Node, granularity: Granularity, names: edit.Names) -> None:
     weight = np.asarray(edit.array_at(node, 1), np.float32)
     axis = channel_axis(node) if granularity == "per-channel" else None
     others = None if axis is None else tuple(each for each in range(weight.ndim) if each != axis)
     magnitudes = np.abs(weight).max(axis=others, initial=0.0).reshape(-1)
     scales = weight_scales(magnitudes)
     integers = quantize_weight(weight, scales, axis or 0)
-    write_constant(graph, (node, 1), str(node.inputs[1].name), integers, scales, axis or 0)  # type: ignore[union-attr]
+    write_constant(graph, (node, 1), str(node.inputs[1].name), integers, scales, axis or 0, names)  # type: ignore[union-attr]
 
 
 def _quantize_input(graph: ir.Graph, node: ir.Node, pairs: dict[ir.Value, ir.Value]) -> None:

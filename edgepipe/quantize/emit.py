@@ -45,14 +45,15 @@ def write(
         linears: Integer weights and biases of the plan's linear ops.
         symmetric: Whether constants, too, must have zero point 0.
     """
-    placed = dict(grids)
+    placed, names = dict(grids), edit.Names(graph)
     for linear in linears:
-        _write_linear(graph, linear)
+        _write_linear(graph, linear, names)
     for node, index in plan.operands:
         array = edit.array_at(node, index)
         bits = plan.schemes[node].activation_bits
         own = activation_grid(float(array.min()), float(array.max()), symmetric=symmetric, bits=bits)
-        _write_operand(graph, node, index, placed[node.outputs[0]] if node in plan.keeping else own)
+        grid = placed[node.outputs[0]] if node in plan.keeping else own
+        _write_operand(graph, (node, index), grid, names)
     for node in plan.clipped:
         _place_clipping(graph, node, placed)
     requantized = [
@@ -61,9 +62,9 @@ def write(
         for value in dict.fromkeys(activations(node))
         if value in placed and placed[value] != placed[node.outputs[0]]  # a constant is on it already
     ]
-    pairs = {value: _write_pair(graph, value, grid) for value, grid in placed.items()}
+    pairs = {value: _write_pair(graph, value, grid, names) for value, grid in placed.items()}
     for node, value, grid in requantized:
-        _requantize_edge(graph, node, pairs[value], grid)
+        _requantize_edge(graph, node, pairs[value], grid, names)
     for node in plan.crossings:
         _remove_crossing(graph, node)
 
@@ -76,11 +77,11 @@ def _remove_crossing(graph: ir.Graph, node: ir.Node) -> None:
         graph.remove(node, safe=True)
 
 
-def _write_pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
+def _write_pair(graph: ir.Graph, value: ir.Value, grid: Grid, names: edit.Names) -> ir.Value:
     """Puts Q and DQ behind `value` and lets its consumers take what comes out, which is returned."""
     name, producer = str(value.name), value.producer()
     consumers = list(value.uses())
-    real = _pair(graph, value, grid, name)
+    real = _pair(graph, value, grid, name, names)
     dequantizer = real.producer()
     pair = [dequantizer.inputs[0].producer(), dequantizer]  # type: ignore[union-attr]
     if producer is None:
@@ -97,12 +98,13 @@ def _write_pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
     return real
 
 
-def _pair(graph: ir.Graph, value: ir.Value, grid: Grid, name: str) -> ir.Value:
+def _pair(graph: ir.Graph, value: ir.Value, grid: Grid, name: str, names: edit.Names) -> ir.Value:
     """Nodes Q and DQ after `value`, not yet in the graph; returns the output of DQ."""
     import onnx_ir as ir
 
-    scale = edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32))
-    zero_point = edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, grid.dtype))
+    scale = edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32), names)
+    zero = np.array(grid.zero_point, grid.dtype)
+    zero_point = edit.add_constant(graph, f"{name}.zero_point", zero, names)
     integers = ir.Value(
         name=f"{name}.{grid.dtype}", type=ir.TensorType(ir.DataType.from_numpy(grid.dtype)), shape=value.shape
     )
@@ -112,9 +114,9 @@ def _pair(graph: ir.Graph, value: ir.Value, grid: Grid, name: str) -> ir.Value:
     return real
 
 
-def _requantize_edge(graph: ir.Graph, node: ir.Node, value: ir.Value, grid: Grid) -> None:
+def _requantize_edge(graph: ir.Graph, node: ir.Node, value: ir.Value, grid: Grid, names: edit.Names) -> None:
     """Moves `value` onto another grid for one consumer."""
-    real = _pair(graph, value, grid, edit.unused_name(graph, f"{value.name}.requantized"))
+    real = _pair(graph, value, grid, names.unused(f"{value.name}.requantized"), names)
     dequantizer = real.producer()
     graph.insert_before(node, [dequantizer.inputs[0].producer(), dequantizer])  # type: ignore[union-attr, list-item]
     for index, current in enumerate(node.inputs):
@@ -151,17 +153,17 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
     return -np.inf if low is None else float(low), np.inf if high is None else float(high)
 
 
-def _write_linear(graph: ir.Graph, linear: QuantizedLinear) -> None:
+def _write_linear(graph: ir.Graph, linear: QuantizedLinear, names: edit.Names) -> None:
     node = linear.node
     name = str(node.inputs[1].name)
     weight = linear.weight.astype(_int4()) if linear.bits <= INT4_BITS else linear.weight
-    write_constant(graph, (node, 1), name, weight, linear.scales, linear.axis)
+    write_constant(graph, (node, 1), name, weight, linear.scales, linear.axis, names)
     if linear.bias is not None and linear.bias_scales is not None:
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         bias = node.inputs[2]
         name = str(bias.name) if bias is not None else f"{node.outputs[0].name}.bias"
-        write_constant(graph, (node, 2), name, linear.bias, linear.bias_scales, 0)
+        write_constant(graph, (node, 2), name, linear.bias, linear.bias_scales, 0, names)
 
 
 def _int4() -> np.dtype[Any]:
@@ -178,22 +180,22 @@ def write_constant(
     integers: NDArray[Any],
     scales: NDArray[np.float32],
     axis: int,
+    names: edit.Names,
 ) -> None:
     """Puts integers behind a DequantizeLinear into an input of a node; one scale in all is a scalar."""
     import onnx_ir as ir
 
     node, index = place
-    base = edit.unused_name(graph, f"{name}.quantized")
     per_channel = scales.size > 1
     inputs = [
-        edit.add_constant(graph, base, integers),
-        edit.add_constant(graph, f"{name}.scale", scales if per_channel else scales.reshape(())),
+        edit.add_constant(graph, f"{name}.quantized", integers, names),
+        edit.add_constant(graph, f"{name}.scale", scales if per_channel else scales.reshape(()), names),
         edit.add_constant(
-            graph, f"{name}.zero_point", np.zeros(scales.shape if per_channel else (), integers.dtype)
+            graph, f"{name}.zero_point", np.zeros(scales.shape if per_channel else (), integers.dtype), names
         ),
     ]
     real = ir.Value(
-        name=edit.unused_name(graph, f"{name}.dequantized"),
+        name=names.unused(f"{name}.dequantized"),
         type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape(integers.shape),
     )
@@ -208,19 +210,20 @@ def write_constant(
     node.replace_input_with(index, real)
 
 
-def _write_operand(graph: ir.Graph, node: ir.Node, index: int, grid: Grid) -> None:
+def _write_operand(graph: ir.Graph, place: tuple[ir.Node, int], grid: Grid, names: edit.Names) -> None:
     """Quantizes a constant that meets an activation, on one grid for the whole tensor."""
     import onnx_ir as ir
 
+    node, index = place
     array = edit.array_at(node, index)
     name = str(node.inputs[index].name)  # type: ignore[union-attr]
     inputs = [
-        edit.add_constant(graph, edit.unused_name(graph, f"{name}.quantized"), quantize(array, grid)),
-        edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32)),
-        edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, grid.dtype)),
+        edit.add_constant(graph, f"{name}.quantized", quantize(array, grid), names),
+        edit.add_constant(graph, f"{name}.scale", np.array(grid.scale, np.float32), names),
+        edit.add_constant(graph, f"{name}.zero_point", np.array(grid.zero_point, grid.dtype), names),
     ]
     real = ir.Value(
-        name=edit.unused_name(graph, f"{name}.dequantized"),
+        name=names.unused(f"{name}.dequantized"),
         type=ir.TensorType(ir.DataType.FLOAT),
         shape=ir.Shape(array.shape),
     )
