@@ -219,7 +219,9 @@ def _warn_of_float(plan: Plan, notify: Emit) -> None:
     if plan.left:
         named = ", ".join(f"{node.op_type} ({node.name or node.outputs[0].name})" for node in plan.left[:5])
         more = f" and {len(plan.left) - 5} more" if len(plan.left) > 5 else ""
-        notify(Warned(f"{len(plan.left)} ops have no integer kernel and stay in float: {named}{more}"))
+        several = f"{len(plan.left)} ops have no integer kernel and stay in float"
+        one = "1 op has no integer kernel and stays in float"
+        notify(Warned(f"{one if len(plan.left) == 1 else several}: {named}{more}"))
 
 
 def _summary(plan: Plan, linears: list[QuantizedLinear]) -> str:

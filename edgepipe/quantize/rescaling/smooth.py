@@ -116,7 +116,8 @@ def migration(peaks: Vector, weights: Vector, strength: float) -> Vector:
 def _rounding_noise(weight: Vector, spread: Spread, factors: Vector) -> float:
     """Power that rounding input and weights [outputs, inputs] of a dense layer to 8 bits adds to its output.
 
-    The weights have a step for each output channel, the input has one in all: see `quantize.noise`.
+    The weights have a step for each output channel, the input has one in all: see
+    `edgepipe.quantize.rescaling.noise`.
     """
     low, high = np.minimum(spread.low / factors, 0).min(), np.maximum(spread.high / factors, 0).max()
     scaled = weight * factors
