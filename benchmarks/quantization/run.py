@@ -62,7 +62,9 @@ def _arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="--timings quantizes again only what needed less; of the others it repeats the latency",
     )
-    parser.add_argument("--no-latency", action="store_true", help="leave latencies to a quieter time")
+    parser.add_argument(
+        "--no-latency", action="store_true", help="leave it, and `compress`, to a quieter time"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds a tool may take for a model")
     arguments = parser.parse_args()
     arguments.data, arguments.cache = arguments.data.absolute(), arguments.cache.absolute()
@@ -147,7 +149,9 @@ class Run:
         """One run of a tool, beside the bare forward passes of the same minute."""
         folder = self._folder(model, tool)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = tool.settings[model] | ({"compress": False} if number > 1 else {})
+        settings = tool.settings[model] | (
+            {"compress": False} if number > 1 or self.arguments.no_latency else {}
+        )
         request = folder / "request.json"
         request.write_text(json.dumps(case | {"folder": str(folder), "settings": settings}))
         floor = self._ask("floor", folder, case | {"path": case["onnx"]})

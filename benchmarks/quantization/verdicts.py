@@ -127,7 +127,7 @@ def _first_in_sqnr(own: Entry, peers: list[Entry], against: dict[str, Any]) -> V
     ahead = [peer for peer in peers if (interval := against[_key(peer)]["ahead_db"]) and interval[0] > 0]
     low, high = against[_key(best)]["ahead_db"]
     figures = f"{_sqnr(own):.1f} dB, the best peer ({best.name}) {_sqnr(best):.1f} dB"
-    figures += f", ahead by {low:+.1f} to {high:+.1f} dB"
+    figures += f", a lead of {-high:+.1f} to {-low:+.1f} dB"
     if ahead:
         figures += f"; significantly ahead: {', '.join(peer.name for peer in ahead)}"
     return Verdict("first in SQNR, or within noise of first", not ahead, figures)
@@ -218,5 +218,5 @@ def _better(own: Entry, peers: list[Entry], against: dict[str, Any]) -> Iterator
         "has a higher SQNR than every peer",
         _sqnr(own) > _sqnr(best),
         f"{_sqnr(own):.1f} dB, the best peer ({best.name}) {_sqnr(best):.1f} dB"
-        f", ahead by {low:+.1f} to {high:+.1f} dB",
+        f", a lead of {-high:+.1f} to {-low:+.1f} dB",
     )
