@@ -244,7 +244,7 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         assert context.calibration is not None  # noqa: S101 - looked at by `apply`
         unfolded = [node for node in nodes if is_unfolded(node)] if self.rounding == "gptq" else []
         x, _ = self._samples(model, context)
-        moments = input_moments(model, unfolded, x, context.seed) if unfolded else {}
+        moments = input_moments(model, unfolded, x, context.seed, context.emit) if unfolded else {}
         others = [node for node in nodes if node not in moments]
         means = self._input_means(model, others, context.calibration, context)
         trials = []

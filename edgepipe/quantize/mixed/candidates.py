@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.events import Emit, silent, stage
 from edgepipe.graph import edit
 from edgepipe.model import Model
 from edgepipe.quantize import grid as g
@@ -164,7 +165,7 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 def input_moments(
-    model: Model, nodes: Sequence[ir.Node], x: NDArray[Any], seed: int
+    model: Model, nodes: Sequence[ir.Node], x: NDArray[Any], seed: int, emit: Emit = silent
 ) -> dict[ir.Node, Inputs]:
     """Moments of the inputs of linear ops that can be unfolded.
 
@@ -173,6 +174,7 @@ def input_moments(
         nodes: The ops.
         x: Samples, at least one batch of the model.
         seed: Chooses the rows that are looked at.
+        emit: Where progress goes.
     """
     size = model.inputs[0].shape[0] or 1
     sums: dict[ir.Node, list[Any]] = {}
@@ -180,21 +182,25 @@ def input_moments(
     session, names = _watching(model, sorted(watched - {model.inputs[0].name}))
     starts = range(0, len(x) // size * size, size)
     random = np.random.default_rng(seed)
-    for start in starts:
-        batch = np.ascontiguousarray(x[start : start + size])
-        values = dict(zip(names, session.run(names, {model.inputs[0].name: batch}), strict=True))
-        values[model.inputs[0].name] = batch
-        for node in nodes:
-            source, result = (values[str(value.name)] for value in (node.inputs[0], node.outputs[0]))  # type: ignore[union-attr]
-            inputs = to_matrix(node, edit.array_at(node, 1)).shape[1]
-            count = count_rows(node, result.shape)
-            wanted = min(count, -(-max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // len(starts)))
-            places = np.sort(random.choice(count, wanted, replace=False))
-            rows = rows_at(node, source, places, result.shape).astype(np.float64)
-            parts = [rows.sum(1), rows.swapaxes(1, 2) @ rows, rows.shape[1]]
-            sums[node] = (
-                [one + other for one, other in zip(sums[node], parts, strict=True)] if node in sums else parts
-            )
+    with stage(emit, "inputs of layers", total=len(starts)) as running:
+        for done, start in enumerate(starts, start=1):
+            batch = np.ascontiguousarray(x[start : start + size])
+            values = dict(zip(names, session.run(names, {model.inputs[0].name: batch}), strict=True))
+            values[model.inputs[0].name] = batch
+            for node in nodes:
+                source, result = (values[str(value.name)] for value in (node.inputs[0], node.outputs[0]))  # type: ignore[union-attr]
+                inputs = to_matrix(node, edit.array_at(node, 1)).shape[1]
+                count = count_rows(node, result.shape)
+                wanted = min(count, -(-max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // len(starts)))
+                places = np.sort(random.choice(count, wanted, replace=False))
+                rows = rows_at(node, source, places, result.shape).astype(np.float64)
+                parts = [rows.sum(1), rows.swapaxes(1, 2) @ rows, rows.shape[1]]
+                sums[node] = (
+                    [one + other for one, other in zip(sums[node], parts, strict=True)]
+                    if node in sums
+                    else parts
+                )
+            running.advance(done)
     return {node: _inputs(*total, centered=node.op_type != "MatMul") for node, total in sums.items()}
 
 
