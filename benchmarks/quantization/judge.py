@@ -240,7 +240,7 @@ def _onnx_session(path: Path, threads: int) -> Any:
 
 
 def _open_tflite(path: Path, axes: list[int], threads: int) -> Run:
-    interpreter = _interpreter(path, threads or 2)
+    interpreter = _interpreter(path, threads or 1)
     source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     into, out = _port(source, axes), _port(result, list(range(len(result["shape"]))))
 
