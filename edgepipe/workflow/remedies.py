@@ -16,6 +16,7 @@ from edgepipe.workflow.recovery import Rerun
 
 MOST_LAYERS = 3
 """Layers that a remedy is about: more would be another scheme for the model."""
+_WIDE_WEIGHT_BITS = 8
 SHARE = 0.5
 """Share of the error that it aims at."""
 
@@ -38,7 +39,7 @@ def find_remedies(
     if not worst:
         return ()
     found = []
-    overrides = _overrides(worst)
+    overrides = [*_wider_weights(worst, rerun), *_overrides(worst)]
     with stage(emit, "try what would help", total=len(overrides)) as running:
         for done, override in enumerate(overrides, start=1):
             remedy = _measure(bench, worst, override, rerun)
@@ -68,6 +69,18 @@ def _overrides(worst: Sequence[LayerExplanation]) -> list[Override]:
     return overrides
 
 
+def _wider_weights(worst: Sequence[LayerExplanation], rerun: Rerun | None) -> list[Override]:
+    """Weights of 8 bits where the error is that of narrower ones; only the recipe itself can make them."""
+    narrow = [
+        each.layer.name
+        for each in worst
+        if is_of_weight(each) and each.layer.weight is not None and each.layer.weight.bits < _WIDE_WEIGHT_BITS
+    ]
+    if not narrow or rerun is None:
+        return []
+    return [Override(layers=tuple(map(glob.escape, narrow)), weight_bits=_WIDE_WEIGHT_BITS)]
+
+
 def _measure(
     bench: Bench, worst: Sequence[LayerExplanation], override: Override, rerun: Rerun | None
 ) -> Remedy | None:
@@ -83,7 +96,7 @@ def _measure(
         except EdgepipeError:  # a scheme that this pass or target does not take is no remedy
             return None
     return Remedy(
-        kind="float" if override.keep_float else "16 bits",
+        kind="float" if override.keep_float else "8 bits" if override.weight_bits else "16 bits",
         layers=override.layers,
         toml=_toml(override),
         gain_db=gain_db if math.isfinite(gain_db) else 0.0,
@@ -92,7 +105,11 @@ def _measure(
 
 
 def _toml(override: Override) -> str:
-    setting = "keep_float = true" if override.keep_float else f"activation_bits = {override.activation_bits}"
+    setting = f"activation_bits = {override.activation_bits}"
+    if override.keep_float:
+        setting = "keep_float = true"
+    elif override.weight_bits:
+        setting = f"weight_bits = {override.weight_bits}"
     names = [json.dumps(name, ensure_ascii=False) for name in override.layers]
     listed = ", ".join(names) if len(names) == 1 else "\n    " + ",\n    ".join(names) + ",\n"
     return f"[[passes.overrides]]\nlayers = [{listed}]\n{setting}"

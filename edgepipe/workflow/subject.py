@@ -24,6 +24,8 @@ from edgepipe.workflow.prepare import check_inputs, model_classes
 from edgepipe.workflow.recovery import Rerun, load_rerun
 
 FLOAT = "float32.onnx"
+UNEXPLAINED = ("float32", "float16", "dynamic")
+"""What artifacts hold that have no ranges of their own."""
 CLEAN_UP = "graph.simplify"
 """The pass that the float artifact, too, went through."""
 
@@ -104,9 +106,16 @@ def changing_passes(bundle: Bundle) -> list[str]:
 
 def _quantized(bundle: Bundle) -> Model:
     for artifact in bundle.manifest.artifacts:
-        if artifact.format == "onnx" and artifact.precision not in ("float32", "float16"):
+        if artifact.format == "onnx" and artifact.precision not in UNEXPLAINED:
             return _with_float_ports(_model(bundle, artifact), artifact)
     names = ", ".join(artifact.name for artifact in bundle.manifest.artifacts)
+    if any(artifact.precision == "dynamic" for artifact in bundle.manifest.artifacts):
+        raise BundleError(
+            "activations that are quantized at run time have no ranges to explain",
+            where=str(bundle.folder),
+            got=names,
+            remedy="compare the outputs with `edgepipe evaluate`, or explain a bundle of recipe int8",
+        )
     raise BundleError(
         "the bundle holds no quantized ONNX artifact to explain",
         where=str(bundle.folder),

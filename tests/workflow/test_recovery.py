@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgepipe.bundle import MANIFEST, Step, read_bundle
-from edgepipe.errors import RecipeError, UsageError
+from edgepipe.errors import BundleError, RecipeError, UsageError
 from edgepipe.events import Warned
 from edgepipe.graph.simplify import Simplify
 from edgepipe.job import Job
@@ -132,3 +132,33 @@ def test_results_are_kept_where_a_cache_is_given(bundle, tmp_path):
     assert explain(bundle.folder, data=tmp_path / "val.npz", cache=tmp_path / "cache") == first
     assert sorted((tmp_path / "cache").glob("*.onnx")) == kept
     assert read_bundle(bundle.folder).digest == bundle.digest
+
+
+def test_narrow_weights_are_offered_8_bits(tmp_path, build_model):
+    rng = np.random.default_rng(0)
+    net = build_model(
+        "net (float[n,3,6,6] x) => (float[n,4,4,4] y) { a = Conv(x, w1) r = Relu(a) y = Conv(r, w2) }",
+        w1=(rng.normal(size=(8, 3, 3, 3)) / 5).astype(np.float32),
+        w2=(rng.normal(size=(4, 8, 1, 1)) / 3).astype(np.float32),
+    )
+    (tmp_path / "net.onnx").write_bytes(net.payload)
+    np.savez(tmp_path / "val.npz", x=rng.normal(size=(32, 3, 6, 6)).astype(np.float32))
+    job = Job(model=str(tmp_path / "net.onnx"), target="x86", data=tmp_path / "val.npz", recipe="int4")
+    folder = compress(job, tmp_path / "bundle").bundle.folder
+    told = []
+    found = explain(folder, data=tmp_path / "val.npz", emit=told.append)
+    [wider] = [each for each in found.remedies if each.kind == "8 bits"]
+    assert "weight_bits = 8" in wider.toml
+    assert wider.gain_db > 3
+    assert wider.measured == "requantized"
+    assert not [event for event in told if "another edgepipe" in getattr(event, "text", "")]
+
+
+def test_a_dynamic_bundle_is_refused_with_the_reason(tmp_path, build_model):
+    weight = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    net = build_model("net (float[n,64] x) => (float[n,64] y) { y = MatMul(x, w) }", w=weight)
+    (tmp_path / "net.onnx").write_bytes(net.payload)
+    np.savez(tmp_path / "val.npz", x=np.random.default_rng(1).normal(size=(8, 64)).astype(np.float32))
+    job = Job(model=str(tmp_path / "net.onnx"), target="x86", data=tmp_path / "val.npz", recipe="dynamic")
+    with pytest.raises(BundleError, match="at run time have no ranges"):
+        explain(compress(job, tmp_path / "bundle").bundle.folder)

@@ -73,7 +73,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
             computed in that form.
     """
 
-    kind: Literal["float", "16 bits", "ranges"]
+    kind: Literal["float", "16 bits", "8 bits"]
     layers: tuple[str, ...]
     toml: str
     gain_db: float

@@ -32,8 +32,8 @@ MOVING = frozenset({
     "Unsqueeze",
 })  # fmt: skip
 """Ops that compute nothing new: on one grid in and out they round nothing."""
-_SUFFIX = re.compile(r"(_QuantizeLinear_Input|_QuantizeInput|_output_quantized|\.float)$")
-"""What quantizers append to the name of a tensor on its way into QuantizeLinear."""
+_SUFFIX = re.compile(r"(_QuantizeLinear_Input|_QuantizeInput|_output_quantized|\.float|\.kept_float)$")
+"""What quantizers, and artifacts, append to the name of a tensor on its way into QuantizeLinear."""
 
 
 class Constant(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,7 +208,7 @@ def _rounding(node: onnx.NodeProto, links: Links) -> tuple[str, str, Grid | None
     if node.op_type != "DequantizeLinear":
         quantized = any(
             taker.op_type == "QuantizeLinear" or taker.op_type in CLIPPING
-            for taker in links.takers.get(node.output[0], [])
+            for taker in _takers_behind_copies(node.output[0], links)
         )
         return ("", "", None) if quantized else (node.output[0], node.output[0], None)
     producer = links.producer.get(node.input[0])
@@ -217,6 +217,18 @@ def _rounding(node: onnx.NodeProto, links: Links) -> tuple[str, str, Grid | None
     if producer.input[0] in links.constants or _is_dequantized(producer.input[0], links):
         return "", "", None
     return producer.input[0], node.output[0], _grid(node, links)
+
+
+def _is_copy(node: onnx.NodeProto) -> bool:
+    """Whether a node is the Max that stands in artifacts behind what is to stay in float."""
+    return node.op_type == "Max" and len(node.input) == 1
+
+
+def _takers_behind_copies(name: str, links: Links) -> list[onnx.NodeProto]:
+    takers = []
+    for taker in links.takers.get(name, []):
+        takers += _takers_behind_copies(taker.output[0], links) if _is_copy(taker) else [taker]
+    return takers
 
 
 def _is_dequantized(name: str, links: Links) -> bool:
@@ -267,6 +279,8 @@ def _origin(source: str, links: Links) -> onnx.NodeProto | None:
         if node.op_type == "DequantizeLinear":
             behind = links.producer.get(node.input[0])
             node = None if behind is None else links.producer.get(behind.input[0])
+        elif _is_copy(node):
+            node = links.producer.get(node.input[0])
         elif node.op_type in CLIPPING and node.input[0] in links.producer:
             before = links.producer[node.input[0]]
             if before.op_type == "DequantizeLinear" and not _is_inner(before, links):
@@ -282,15 +296,17 @@ def _weight(node: onnx.NodeProto, links: Links, plain: Links, name: str) -> Cons
     if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"} or len(node.input) < 2:
         return None
     dequantizer = links.producer.get(node.input[1])
-    if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+    if dequantizer is None or dequantizer.op_type not in {"DequantizeLinear", "Mul"}:
         return None
     integers, scales = links.array(dequantizer.input[0]), links.array(dequantizer.input[1])
-    if integers is None or scales is None:
+    if integers is None or scales is None or integers.dtype.kind == "f":
         return None
     points = None
     if len(dequantizer.input) > 2 and dequantizer.input[2]:
         points = links.array(dequantizer.input[2])
     axis = next((each.i for each in dequantizer.attribute if each.name == "axis"), 1)
+    if dequantizer.op_type == "Mul" and scales.ndim == integers.ndim:
+        axis = int(np.argmax(scales.shape))
     if scales.size == 1:
         axis = _channel_axis(node, integers.ndim)
     return Constant(

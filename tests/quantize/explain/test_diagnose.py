@@ -138,10 +138,21 @@ def test_weights_are_told_as_they_are(net, x, make_context, read_qdq):
         assert weight.channel_spread == pytest.approx(magnitudes.max() / np.median(magnitudes))
 
 
-def test_the_form_of_the_artifact_does_not_matter(net, quantized, x):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"weight_bits": 4},
+        {"activation_bits": 16},
+        {"activation_bits": 16, "granularity": "per-tensor"},
+        {"overrides": (Override(layers=("p",), keep_float=True),)},
+    ],
+)
+def test_the_form_of_the_artifact_does_not_matter(net, x, make_context, settings):
     from edgepipe.convert import ort
     from edgepipe.model import onnx_model
 
+    quantized = QuantizeStatic(**settings).apply(net, make_context(x))
     diagnosis = diagnose(net, quantized, x)
     for activation in ("uint8", "int8"):
         emission = ort.emit(quantized, activation=activation)
