@@ -26,10 +26,10 @@ from tools import MODELS, SHOWN, TOOLS, Tool
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-REPEATED_BELOW_S = 10.0
+REPEATED_BELOW_S = 2.0
 """Tools that need longer are timed once."""
-RETIMED_BELOW_S = 120.0
-"""Tools that needed longer keep their first time, with the load that it was measured under."""
+RETIMED_BELOW_S = 30.0
+"""Tools that needed more of the processor keep their first time, and the load that it was measured under."""
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
         type=float,
         default=RETIMED_BELOW_S,
         metavar="SECONDS",
-        help="--timings quantizes again only what needed less; of the others it repeats the latency",
+        help="--timings quantizes again only what needed less of the processor; of others it repeats latency",
     )
     parser.add_argument(
         "--no-latency", action="store_true", help="leave it, and `compress`, to a quieter time"
@@ -129,21 +129,26 @@ class Run:
 
     def _is_due(self, model: str, tool: Tool, number: int) -> bool:
         row = self.results["rows"].get(_key(model, tool))
-        again = self.arguments.fresh or self.arguments.timings
-        if number == 1 and row is not None and (again or (self.arguments.retry and "error" in row)):
-            if self.arguments.timings and not self.arguments.fresh and "error" not in row:
-                row["latency"] = {}
-                if min(run["seconds"] for run in row["runs"]) > self.arguments.retime_below:
-                    return False
-                row["runs"] = []
-            else:
-                del self.results["rows"][_key(model, tool)]
-                row = None
+        if self.arguments.timings and not self.arguments.fresh:
+            return row is not None and self._is_timed_again(row, number)
+        if number == 1 and row is not None and (self.arguments.fresh or self._is_retried(row)):
+            del self.results["rows"][_key(model, tool)]
+            row = None
         if row is None:
             return True
-        if "error" in row or len(row["runs"]) >= number:
+        return "error" not in row and _is_repeated(row, number)
+
+    def _is_timed_again(self, row: dict[str, Any], number: int) -> bool:
+        if "error" in row:
             return False
-        return all(run["seconds"] < REPEATED_BELOW_S for run in row["runs"])
+        if number > 1:
+            return _is_repeated(row, number)
+        row["latency"] = {}
+        needed_s = min(run.get("cpu_seconds", run["seconds"]) for run in row["runs"])
+        return bool(needed_s <= self.arguments.retime_below)
+
+    def _is_retried(self, row: dict[str, Any]) -> bool:
+        return self.arguments.retry and "error" in row
 
     def _quantize(self, model: str, tool: Tool, case: dict[str, Any], number: int) -> None:
         """One run of a tool, beside the bare forward passes of the same minute."""
@@ -175,7 +180,7 @@ class Run:
         row["digests"] = digests
         row["versions"], row["settings"] = done.answer["versions"], settings
         if number == 1:
-            row["detail"] = done.answer["detail"]
+            row["detail"], row["runs"] = done.answer["detail"], []
         row["runs"].append({
             "seconds": done.answer["seconds"],
             "passes": done.answer["detail"].get("passes"),
@@ -346,6 +351,10 @@ def _wait(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | None,
             process.kill()
             stopped = True
         time.sleep(0.05)
+
+
+def _is_repeated(row: dict[str, Any], number: int) -> bool:
+    return len(row["runs"]) < number and all(run["seconds"] < REPEATED_BELOW_S for run in row["runs"])
 
 
 def _key(model: str, tool: Tool) -> str:
