@@ -104,7 +104,9 @@ def draw(found: dict[tuple[str, str, str], Series], place: Path) -> None:
                 )
                 float_accuracy = 100 * next(iter(series.values()))["float_accuracy"]
         axis.axhline(float_accuracy, color="black", linewidth=0.8, linestyle="--")
-        axis.annotate("float", (2, float_accuracy), fontsize=8, va="bottom")
+        axis.text(
+            0.02, float_accuracy, "float", fontsize=8, va="bottom", transform=axis.get_yaxis_transform()
+        )
         axis.set_title(model)
         axis.set_xlabel("average bits of a weight (activations: 8)")
         axis.set_ylabel("top-1 accuracy, %")
