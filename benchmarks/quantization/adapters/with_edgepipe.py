@@ -23,13 +23,11 @@ from edgepipe.recipe import load_recipe
 from edgepipe.target import load_target
 
 TARGET = "x86"
-RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def quantize(request: Request) -> Reply:
-    """Settings: recipe (a shipped one, or a file of recipes/), compress (whether to time that)."""
-    name = request.settings["recipe"]
-    recipe = str(RECIPES / name) if name.endswith(".toml") else name
+    """Settings: recipe (a shipped one), compress (whether to time that)."""
+    recipe = request.settings["recipe"]
     started, cpu_started = time.perf_counter(), time.process_time()
     source = sources.load(str(request.onnx)).model
     with tempfile.TemporaryDirectory() as work:
