@@ -141,6 +141,25 @@ def test_ops_without_a_16_bit_kernel_compute_in_float_and_say_so(quantized, samp
     assert worst_steps(emission, model, samples) <= 3.01
 
 
+@pytest.mark.parametrize("factor", [0.7, 3.0, 11.0])
+def test_what_moves_onto_another_grid_has_the_same_integers_everywhere(
+    build_model, make_context, samples, factor
+):
+    """Concat, Sigmoid's fixed grid and a wider input: one goes onto the other's grid, as in ONNX Runtime."""
+    body = """{ a = Conv(x, w)  b = Sigmoid(a)  c = Mul(a, k)  y = Concat<axis=1>(a, b, c) }"""
+    shape = ",".join(map(str, SHAPE))
+    weight = np.random.default_rng(8).normal(size=(4, SHAPE[0], 1, 1)).astype(np.float32)
+    model = build_model(
+        f"net (float[n,{shape}] x) => (float[n,h,i,j] y) {body}", w=weight, k=np.float32(factor)
+    )
+    quantized = QuantizeStatic().apply(model, make_context(samples))
+    lite = tflite.emit(quantized)
+    assert "QUANTIZE" not in lite.op_counts
+    np.testing.assert_array_equal(
+        run(lite, samples), run(ort.emit(quantized, activation="uint8", ports="integer"), samples)
+    )
+
+
 def test_an_op_that_tflite_lacks_is_refused_on_16_bits_too(build_model, make_context, samples):
     ones = np.ones(SHAPE[0], np.float32)
     shape = ",".join(map(str, SHAPE))

@@ -44,7 +44,7 @@ def test_a_second_grid_is_a_requantization(tools):
     ]
     model = tools.model(nodes, {"x": [1, 5]}, STEPS)
     feeds = tools.feeds(model)
-    assert tools.same_steps(model, feeds).op_counts == {"QUANTIZE": 1, "RELU": 1}
+    assert tools.same_steps(model, feeds).op_counts == {"MUL": 1, "RELU": 1}
 
 
 def test_unmarked_moves_take_the_grid_of_their_neighbour(tools):
