@@ -178,6 +178,12 @@ def test_loading_every_recipe_imports_no_heavy_package():
         ('overrides = [{ layers = "*" }]', '"*"', "a list of text"),
         ('overrides = [{ layers = ["*"], wieght_bits = 4 }]', "wieght_bits", "layers, weight_bits"),
         ('overrides = [{ layers = ["*"], activation_bits = 4 }]', "4", "8, 16"),
+        ("overrides = [{ layers = [] }]", "layers names none", "layers, weight_bits"),
+        (
+            'overrides = [{ layers = ["*"], keep_float = true, weight_bits = 4 }]',
+            "keep_float leaves no integers",
+            "keep_float",
+        ),
     ],
 )
 def test_a_value_that_does_not_fit_is_told_with_what_would(tmp_path, line, got, takes):

@@ -48,6 +48,17 @@ class Override(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     activation_bits: ActivationBits | None = None
     keep_float: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot have been meant.
+
+        Raises:
+            ValueError: No layer is named, or layers in float are given bits.
+        """
+        if not self.layers:
+            raise ValueError("layers names none")
+        if self.keep_float and (self.weight_bits or self.activation_bits):
+            raise ValueError("keep_float leaves no integers that weight_bits or activation_bits could be of")
+
 
 def node_name(node: ir.Node) -> str:
     """What a layer is called in overrides, warnings and reports: its name, or that of its first output."""
@@ -72,7 +83,7 @@ def assign(graph: ir.Graph, default: Scheme, overrides: Sequence[Override]) -> d
             if not matching:
                 raise RecipeError(
                     "a pattern names no layer of the model",
-                    where="overrides",
+                    where="overrides of the pass that quantizes",
                     got=pattern,
                     remedy=f"its layers are {', '.join(map(node_name, list(schemes)[:8]))}, ...",
                 )

@@ -61,7 +61,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     diagnosis: Diagnosis | None = None
 
 
-def compress(job: Job, folder: Path, *, emit: Emit = silent, cache: Path | None = None) -> Made:
+def compress(job: Job, folder: Path | str, *, emit: Emit = silent, cache: Path | None = None) -> Made:
     """Makes a bundle from a model: passes, then one artifact for each precision and format.
 
     Args:
@@ -73,6 +73,7 @@ def compress(job: Job, folder: Path, *, emit: Emit = silent, cache: Path | None 
     Raises:
         EdgepipeError: As `prepare`, the passes and `write_bundle` say.
     """
+    folder = Path(folder)
     check_bundle_folder(folder)
     return make(prepare(job, emit), folder, emit=emit, cache=cache)
 

@@ -144,7 +144,7 @@ def test_narrow_weights_are_offered_8_bits(tmp_path, build_model):
     (tmp_path / "net.onnx").write_bytes(net.payload)
     np.savez(tmp_path / "val.npz", x=rng.normal(size=(32, 3, 6, 6)).astype(np.float32))
     job = Job(model=str(tmp_path / "net.onnx"), target="x86", data=tmp_path / "val.npz", recipe="int4")
-    folder = compress(job, tmp_path / "bundle").bundle.folder
+    folder = compress(job, str(tmp_path / "bundle")).bundle.folder
     told = []
     found = explain(folder, data=tmp_path / "val.npz", emit=told.append)
     [wider] = [each for each in found.remedies if each.kind == "8 bits"]
