@@ -263,7 +263,8 @@ def test_biases_at_the_limit_of_their_integers(build_model, make_context, bits):
     weight, bias = np.full((3, 4, 1, 1), 1e-4, np.float32), np.array([1e6, -1e6, 1.0], np.float32)
     model = build_model("g (float[n,4,5,5] x) => (float[n,3,5,5] y) { y = Conv(x, w, b) }", w=weight, b=bias)
     x = rng.uniform(-1e-3, 1e-3, size=(4, 4, 5, 5)).astype(np.float32)
-    quantized = QuantizeStatic(activation_bits=bits).apply(model, make_context(x))
+    settings = QuantizeStatic(activation_bits=bits, ranges="minmax")
+    quantized = settings.apply(model, make_context(x))
     wanted = plainly(model, x)
     for emission in (ort.emit(quantized, activation="uint8"), tflite.emit(quantized)):
         # half a step of the output, which spans both signs (and as much again on 16 bits)
@@ -278,7 +279,8 @@ def test_the_fullest_accumulator_does_not_wrap(build_model, make_context, bits):
     weight[1] = -1
     model = build_model("g (float[n,512,3,3] x) => (float[n,2,1,1] y) { y = Conv(x, w) }", w=weight)
     x = np.concatenate([np.ones((2, 512, 3, 3)), np.zeros((2, 512, 3, 3))]).astype(np.float32)
-    quantized = QuantizeStatic(activation_bits=bits).apply(model, make_context(x))
+    settings = QuantizeStatic(activation_bits=bits, ranges="minmax")
+    quantized = settings.apply(model, make_context(x))
     wanted = plainly(model, x)
     for emission in (ort.emit(quantized, activation="uint8"), tflite.emit(quantized)):
         np.testing.assert_allclose(run(emission, x), wanted, atol=1.5 * 4 * 4608 / 2**bits)
