@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from environments import default_cache, python_of
-from verdicts import OWN
-
 from tools import MODELS, SHOWN, TOOLS, Tool
+from verdicts import OWN
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -10,9 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from verdicts import verdicts
-
 from tools import SHOWN, TOOLS, Tool
+from verdicts import verdicts
 
 HERE = Path(__file__).parent
 TITLES = {
