@@ -24,8 +24,9 @@ from edgepipe.quantize.calibration.probes import COUNTED, Instrumented, Part, in
 if TYPE_CHECKING:
     import onnxruntime
 
-_CACHE_BYTES = 16 << 20
-"""What the observed tensors of one batch may take: they are read again while the cache still holds them."""
+_CACHE_BYTES = 64 << 20
+"""What the observed tensors of one batch may take: more falls out of the cache before it is read again, and
+with less the runtime has too few samples at a time to keep all cores busy."""
 _MOST_SAMPLES = 64
 """Samples of a batch at most."""
 _COUNTED_TOGETHER = 32
