@@ -28,6 +28,15 @@ def freeze(graph_model: ir.Model, name: str) -> Model:
     return onnx_model(_with_shapes(ir.to_proto(graph_model)), name)
 
 
+def freeze_tidied(graph_model: ir.Model, name: str) -> Model:
+    """As `freeze`, after an edit that leaves unused nodes and constants, or may have given a name twice."""
+    from onnx_ir.passes import common
+
+    common.RemoveUnusedNodesPass()(graph_model)
+    common.NameFixPass()(graph_model)
+    return freeze(graph_model, name)
+
+
 def with_fresh_shapes(graph_model: ir.Model) -> ir.Model:
     """The same model with the shapes inferred anew, after an edit that makes more of them known."""
     import onnx_ir as ir

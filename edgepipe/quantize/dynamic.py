@@ -63,8 +63,7 @@ class QuantizeDynamic(Pass, frozen=True, kw_only=True):
                 _quantize_weight(graph, node, self.granularity, names)
                 _quantize_input(graph, node, pairs)
             rounding.detail = f"{len(nodes)} weights"
-        _tidy(graph_model)
-        return edit.freeze(graph_model, model.name)
+        return edit.freeze_tidied(graph_model, model.name)
 
 
 def _refusal(where: str, opset: int) -> ModelError:
@@ -125,10 +124,3 @@ def _quantize_input(graph: ir.Graph, node: ir.Node, pairs: dict[ir.Value, ir.Val
             graph.insert_after(producer, [quantizer, dequantizer])
         pairs[source] = real
     node.replace_input_with(0, pairs[source])
-
-
-def _tidy(graph_model: ir.Model) -> None:
-    from onnx_ir.passes import common
-
-    common.RemoveUnusedNodesPass()(graph_model)  # the float weights
-    common.NameFixPass()(graph_model)  # a name of ours may be one of the model's

@@ -94,8 +94,6 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
             DataEmpty: The samples do not fill one batch of the model.
             DataNotFinite: An activation is NaN or infinite on the samples.
         """
-        from onnx_ir.passes import common
-
         if edit.is_quantized(model):
             return model
         _check_opset(model)
@@ -128,9 +126,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
             task = Task(correct_bias=self.bias_correction, seed=context.seed)
             linears = round_layerwise(linears, sources, walks, task, context.emit)
         emit.write(graph_model.graph, plan, grids, linears, symmetric=symmetric)
-        common.RemoveUnusedNodesPass()(graph_model)  # the float weights
-        common.NameFixPass()(graph_model)  # a name of ours may be one of the model's
-        return edit.freeze(graph_model, model.name)
+        return edit.freeze_tidied(graph_model, model.name)
 
     def _observe(self, model: Model, plan: Plan, data: Dataset, notify: Emit) -> dict[str, Observation]:
         axes = {}

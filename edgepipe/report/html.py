@@ -28,12 +28,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    write_whole(
-        output,
-        render_report(runs).encode(),
-        what="the report cannot be written",
-        remedy="free some space, or name another file with -o",
-    )
+    _write_page(output, render_report(runs))
 
 
 def render_report(runs: Sequence[Run]) -> str:
@@ -48,17 +43,21 @@ def write_explanation(found: Explanation, output: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    write_whole(
-        output,
-        render_explanation(found).encode(),
-        what="the report cannot be written",
-        remedy="free some space, or name another file with -o",
-    )
+    _write_page(output, render_explanation(found))
 
 
 def render_explanation(found: Explanation) -> str:
     """The page; the same bytes for the same explanation."""
     return _environment().get_template(EXPLANATION).render(e=found, drawn=profile(found))
+
+
+def _write_page(output: Path, page: str) -> None:
+    write_whole(
+        output,
+        page.encode(),
+        what="the report cannot be written",
+        remedy="free some space, or name another file with -o",
+    )
 
 
 @cache

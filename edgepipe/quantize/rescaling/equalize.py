@@ -81,7 +81,7 @@ class Equalize(Pass, frozen=True, kw_only=True):
                         _bound_by_channel(graph_model.graph, clip, each, channels.axes[clip.inputs[0]])
                     rescale(graph_model.graph, channels, each)
             running.detail = f"{sum((each != 1.0).any() for each in factors)} of {len(sets)} sets of channels"
-        return _frozen(graph_model, model.name)
+        return edit.freeze_tidied(graph_model, model.name)
 
     def _factors(self, layers: tuple[Layer, ...], sets: tuple[Channels, ...]) -> list[NDArray[np.float64]]:
         """Factors of all sets, those with bounds above among them where that is worth most."""
@@ -118,14 +118,6 @@ def _ends(node: ir.Node) -> list[tuple[ir.Value, int]]:
         for value in (node.inputs[0], node.outputs[0])
         if value is not None
     ]
-
-
-def _frozen(graph_model: ir.Model, name: str) -> Model:
-    from onnx_ir.passes import common
-
-    common.RemoveUnusedNodesPass()(graph_model)
-    common.NameFixPass()(graph_model)
-    return edit.freeze(graph_model, name)
 
 
 def _equalizable(graph: ir.Graph) -> tuple[Channels, ...]:

@@ -18,8 +18,6 @@ from edgepipe.quantize.rescaling.factors import magnitudes, rescale
 from edgepipe.quantize.rescaling.spread import Spread, measure_spread
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     Vector = NDArray[np.float64]
 
 _DENSE = frozenset({"Gemm", "MatMul"})
@@ -76,7 +74,7 @@ class Smooth(Pass, frozen=True, kw_only=True):
                     rescale(graph_model.graph, channels, factors)
                     changed += 1
             running.detail = f"{changed} of {len(sets)} activations"
-        return edit.freeze(_tidied(graph_model), model.name)
+        return edit.freeze_tidied(graph_model, model.name)
 
     def _factors(self, channels: Channels, spread: Spread) -> Vector:
         peaks = np.maximum(np.abs(spread.low), np.abs(spread.high))
@@ -147,11 +145,3 @@ def _widest(spreads: list[Spread]) -> Spread:
         mean=np.mean([each.mean for each in spreads], axis=0),
         square=np.mean([each.square for each in spreads], axis=0),
     )
-
-
-def _tidied(graph_model: ir.Model) -> ir.Model:
-    from onnx_ir.passes import common
-
-    common.RemoveUnusedNodesPass()(graph_model)
-    common.NameFixPass()(graph_model)
-    return graph_model
