@@ -287,3 +287,14 @@ def eventually(condition, seconds=10):
 def no_process_names():
     """Asserts that within seconds no process names a text any more."""
     return lambda text: eventually(lambda: not processes_naming(text))
+
+
+_FIRST_STATES = {}
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_in_any_order(request):
+    """Each test draws from its module's RNG as if it ran alone, whichever worker runs what before it."""
+    rng = getattr(request.module, "RNG", None)
+    if isinstance(rng, np.random.Generator):
+        rng.bit_generator.state = _FIRST_STATES.setdefault(request.module.__name__, rng.bit_generator.state)
