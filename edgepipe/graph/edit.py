@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepipe.model import Model, onnx_model
@@ -186,6 +186,16 @@ def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         old.replace_all_uses_with(carrier, replace_graph_outputs=True)
         return
     old.replace_all_uses_with(new)
+
+
+def return_also(graph: onnx.GraphProto, names: Iterable[str]) -> None:
+    """Lets a graph return more of its tensors; its inputs and what it returns already are left out."""
+    import onnx
+
+    present = {value.name for value in [*graph.output, *graph.input]}
+    graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present
+    )
 
 
 def is_quantized(model: Model) -> bool:

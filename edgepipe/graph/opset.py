@@ -9,6 +9,25 @@ INTEGERS_OF_ALL_WIDTHS = 21
 """First opset whose QuantizeLinear and DequantizeLinear take int4 and int16 (ONNX 1.16)."""
 
 
+SCALES_BY_CHANNEL = 13
+"""First opset whose DequantizeLinear takes a scale for each channel."""
+
+
+def require_scales_by_channel(version: int, where: str) -> None:
+    """Makes sure that a model of opset `version` can hold per-channel weights.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    if version < SCALES_BY_CHANNEL:
+        raise ModelError(
+            "the model's opset has no quantization by channel",
+            where=where,
+            got=f"opset {version}",
+            remedy=f"export the model with opset {SCALES_BY_CHANNEL} or later",
+        )
+
+
 def raise_opset(model: Model, least: int) -> Model:
     """The same function in opset `least`; the model itself where it is that new already.
 

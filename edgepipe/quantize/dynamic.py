@@ -9,6 +9,7 @@ import numpy as np
 from edgepipe.errors import ModelError
 from edgepipe.events import stage
 from edgepipe.graph import edit
+from edgepipe.graph.opset import require_scales_by_channel
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize.emit import write_constant
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 LEAST_WEIGHTS = 1024
 """Fewer weights save hardly more bytes than their scales take: the bound of TensorFlow's converter."""
-FIRST_OPSET = 13
-"""First opset whose DequantizeLinear takes a scale for each channel."""
 
 
 class QuantizeDynamic(Pass, frozen=True, kw_only=True):
@@ -53,9 +52,14 @@ class QuantizeDynamic(Pass, frozen=True, kw_only=True):
         graph_model = edit.open_graph(model)
         graph = graph_model.graph
         nodes = [node for node in edit.nodes(graph, "Conv", "Gemm", "MatMul") if _is_worth_it(node)]
-        opset = graph.opset_imports.get("", 0)
-        if not nodes or opset < FIRST_OPSET:
-            raise _refusal(model.name, opset)
+        require_scales_by_channel(graph.opset_imports.get("", 0), model.name)
+        if not nodes:
+            raise ModelError(
+                "the model has no weight to store as int8",
+                where=model.name,
+                got=f"none of {LEAST_WEIGHTS} elements or more in a dense layer or an ungrouped convolution",
+                remedy="take the recipe float32 or int8",
+            )
         with stage(context.emit, "round weights") as rounding:
             pairs: dict[ir.Value, ir.Value] = {}
             names = edit.Names(graph)
@@ -64,22 +68,6 @@ class QuantizeDynamic(Pass, frozen=True, kw_only=True):
                 _quantize_input(graph, node, pairs)
             rounding.detail = f"{len(nodes)} weights"
         return edit.freeze_tidied(graph_model, model.name)
-
-
-def _refusal(where: str, opset: int) -> ModelError:
-    if opset < FIRST_OPSET:
-        return ModelError(
-            "the model's opset has no quantization by channel",
-            where=where,
-            got=f"opset {opset}",
-            remedy=f"export the model with opset {FIRST_OPSET} or later",
-        )
-    return ModelError(
-        "the model has no weight to store as int8",
-        where=where,
-        got=f"none of {LEAST_WEIGHTS} elements or more in a dense layer or an ungrouped convolution",
-        remedy="take the recipe float32 or int8",
-    )
 
 
 def _is_worth_it(node: ir.Node) -> bool:

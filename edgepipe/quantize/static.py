@@ -10,7 +10,7 @@ from edgepipe.data import Dataset
 from edgepipe.errors import CalibrationDataMissing, ModelError
 from edgepipe.events import Emit, Warned, stage
 from edgepipe.graph import edit
-from edgepipe.graph.opset import raise_opset
+from edgepipe.graph.opset import raise_opset, require_scales_by_channel
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 
 Rounding = Literal["nearest", "gptq"]
-FIRST_OPSET = 13
-"""First opset whose DequantizeLinear takes a scale for each channel."""
 
 
 class QuantizeStatic(Pass, frozen=True, kw_only=True):
@@ -96,7 +94,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         """
         if edit.is_quantized(model):
             return model
-        _check_opset(model)
+        require_scales_by_channel(_opset(model), model.name)
         if context.calibration is None:
             raise CalibrationDataMissing(
                 "quantization needs calibration samples, and there are none", where=model.name
@@ -175,15 +173,8 @@ def _span(seen: Observation) -> tuple[float, float]:
     return seen.low, seen.high
 
 
-def _check_opset(model: Model) -> None:
-    opset = next((each.version for each in model.to_onnx().opset_import if each.domain in ("", "ai.onnx")), 0)
-    if opset < FIRST_OPSET:
-        raise ModelError(
-            "the model's opset has no quantization by channel",
-            where=model.name,
-            got=f"opset {opset}",
-            remedy=f"export the model with opset {FIRST_OPSET} or later",
-        )
+def _opset(model: Model) -> int:
+    return next((each.version for each in model.to_onnx().opset_import if each.domain in ("", "ai.onnx")), 0)
 
 
 def _check_plan(plan: Plan, graph_model: ir.Model, where: str) -> None:

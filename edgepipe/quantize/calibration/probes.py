@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.graph import edit
 from edgepipe.model import Model
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def instrument(
         mean=writer.pool("GlobalAveragePool", "mean", {name: name for name in pooled if name in means}),
         elements={name: _size(writer.shapes.get(name, (0, 0))) for name in tensors},
     )
-    writer.add_outputs(graph.outputs)
+    edit.return_also(proto.graph, graph.outputs)
     return msgspec.structs.replace(graph, payload=proto.SerializeToString())
 
 
@@ -147,14 +148,6 @@ class _Writer:
         weight = np.zeros((shape[1], 1, 3, 3), np.float32)
         weight[:, :, 1, 1] = 1
         return self._depthwise(tensor, "sample", weight, stride)
-
-    def add_outputs(self, names: Sequence[str]) -> None:
-        from onnx import helper
-
-        present = {value.name for value in self.graph.output} | self.inputs
-        self.graph.output.extend(
-            helper.make_empty_tensor_value_info(name) for name in names if name not in present
-        )
 
     def _depthwise(self, tensor: str, suffix: str, weight: NDArray[np.float32], stride: int) -> str:
         from onnx import numpy_helper

@@ -213,14 +213,10 @@ def _inputs(
 
 def _watching(model: Model, names: list[str]) -> tuple[onnxruntime.InferenceSession, list[str]]:
     """A session that returns these tensors."""
-    import onnx
     import onnxruntime
 
     proto = model.to_onnx()
-    present = {value.name for value in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present
-    )
+    edit.return_also(proto.graph, names)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1  # sums keep their order

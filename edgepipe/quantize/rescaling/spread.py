@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgepipe.data import Dataset
 from edgepipe.events import Emit, stage
+from edgepipe.graph import edit
 from edgepipe.model import Model
 
 _BATCH = 2
@@ -43,15 +44,11 @@ def measure_spread(
         samples: How many of them to take at most, evenly spaced.
         emit: Where progress goes.
     """
-    import onnx
     import onnxruntime
 
     proto, spec = model.to_onnx(), model.inputs[0]
-    present = {value.name for value in [*proto.graph.output, *proto.graph.input]}
     names = [name for name in axes if name != spec.name]
-    proto.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in present
-    )
+    edit.return_also(proto.graph, names)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
