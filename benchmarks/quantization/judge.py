@@ -4,7 +4,7 @@
     judge.py rank REQUEST       which artifacts of a model are within noise of the first
     judge.py against REQUEST    one artifact of a model compared with each of the others
     judge.py floor REQUEST      seconds that the bare forward passes over the calibration samples take
-    judge.py latency REQUEST    latency of each artifact beside the float model's, in turns
+    judge.py latency REQUEST    latency of all artifacts of a format and of the float model, in turns
 
 Runs in edgepipe's environment. Sessions have the runtimes' default optimizations.
 """
@@ -27,8 +27,8 @@ from edgepipe.runtime import from_port, to_port
 
 FLOOR_BATCHES = (1, 16)
 """Batch sizes that the bare forward passes are tried with; the faster one counts."""
-WARM_UP, TIMED, TIMED_FOR_NS = 3, 12, 150_000_000
-"""Calls of an artifact: at least so many, and for at least so long."""
+WARM_UP, TURNS, TIMED, TIMED_FOR_NS = 3, 31, 3, 30_000_000
+"""Calls of an artifact before any counts; then its turns, each at least so many calls and so long."""
 RESAMPLES = 2000
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 UNCHANGING = {
@@ -171,32 +171,36 @@ def floor(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def latency(request: dict[str, Any]) -> dict[str, Any]:
-    """Median latency of every artifact on one thread, as a ratio to the float model's before and after."""
+    """Milliseconds of each artifact and the float model on one thread, its median in each turn.
+
+    All of a format take turns in one process, each turn beginning with the next of them, so that what else
+    the machine does, and its clock, touch all alike: turns are compared with one another.
+    """
     x = np.load(request["evaluation"])["x"][:1]
-    axes = request["tflite_input_axes"]
-    answer: dict[str, Any] = {"float_ms": {}, "ratio": {}}
-    for kind, path in request["floats"].items():
-        base = bare(Path(path), kind, axes, x)
-        before = answer["float_ms"][kind] = time_ms(base)
-        for key, artifact in request["artifacts"].items():
-            if artifact["format"] == kind:
-                found = time_ms(bare(Path(artifact["path"]), kind, axes, x))
-                after = time_ms(base)
-                answer["ratio"][key] = 2 * found / (before + after)
-                before = after
-    return answer
+    calls = {
+        key: bare(Path(artifact["path"]), artifact["format"], request["tflite_input_axes"], x)
+        for key, artifact in request["artifacts"].items()
+    }
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            call()
+    keys = list(calls)
+    times: dict[str, list[float]] = {key: [0.0] * TURNS for key in keys}
+    for turn in range(TURNS):
+        first = turn % len(keys)
+        for key in keys[first:] + keys[:first]:
+            times[key][turn] = time_ms(calls[key])
+    return {"turns_ms": times}
 
 
-def time_ms(run: Callable[[], object]) -> float:
+def time_ms(call: Callable[[], object]) -> float:
     """Median of a call's time."""
-    for _ in range(WARM_UP):
-        run()
     times: list[int] = []
     while len(times) < TIMED or sum(times) < TIMED_FOR_NS:
         started = time.perf_counter_ns()
-        run()
+        call()
         times.append(time.perf_counter_ns() - started)
-    return float(np.median(times)) / 1e6
+    return round(float(np.median(times)) / 1e6, 6)
 
 
 def open_artifact(path: Path, kind: str, axes: list[int], threads: int) -> tuple[Run, int]:

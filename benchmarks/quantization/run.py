@@ -21,7 +21,7 @@ from typing import Any
 
 from environments import default_cache, python_of
 from tools import MODELS, SHOWN, TOOLS, Tool
-from verdicts import OWN
+from verdicts import FLOAT, OWN
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -92,7 +92,7 @@ class Run:
             del self.results["rows"][key]
 
     def model(self, model: str) -> None:
-        """Everything on one model: quantization in turns, then judgement, then latency in turns."""
+        """Everything on one model: quantization in turns, then judgement, then latency."""
         case = self._case(model)
         tools = [tool for tool in TOOLS if _chosen(self.arguments, model, tool)]
         for number in range(1, self.arguments.rounds + 1):
@@ -104,7 +104,7 @@ class Run:
             self._predict(model, tool, case)
         self._rank(model, case)
         if not self.arguments.no_latency:
-            self._latency(model, case, tools)
+            self._latency(model, case)
 
     def _case(self, model: str) -> dict[str, Any]:
         """Files of a model, with the float model's own results."""
@@ -142,7 +142,6 @@ class Run:
             return False
         if number > 1:
             return _is_repeated(row, number)
-        row["latency"] = {}
         needed_s = min(run.get("cpu_seconds", run["seconds"]) for run in row["runs"])
         return bool(needed_s <= self.arguments.retime_below)
 
@@ -169,13 +168,13 @@ class Run:
         if "error" in done.answer:
             self._fail(model, tool, done.answer["error"], done.answer.get("versions", {}))
             return
-        row = self.results["rows"].setdefault(_key(model, tool), {"runs": [], "latency": {}, "artifacts": {}})
+        row = self.results["rows"].setdefault(_key(model, tool), {"runs": [], "artifacts": {}})
         digests = {
             kind: hashlib.sha256(Path(path).read_bytes()).hexdigest()
             for kind, path in done.answer["artifacts"].items()
         }
         if row.get("digests") != digests:
-            row["artifacts"], row["latency"] = {}, {}  # another artifact than the one that was judged
+            row["artifacts"] = {}  # another artifact than the one that was judged
         row["digests"] = digests
         row["versions"], row["settings"] = done.answer["versions"], settings
         if number == 1:
@@ -250,33 +249,26 @@ class Run:
                 )
         self._keep()
 
-    def _latency(self, model: str, case: dict[str, Any], tools: list[Tool]) -> None:
-        """Latency of all artifacts, in turns, as many rounds as asked for."""
-        floats = {"onnx": case["onnx"], "tflite": case["tflite"]}
-        for _ in range(self.arguments.rounds):
-            artifacts = {}
-            for tool in tools:
-                row = self.results["rows"].get(_key(model, tool), {})
-                for kind in row.get("artifacts", {}):
-                    if len(row["latency"].get(kind, [])) < self.arguments.rounds:
-                        artifacts[f"{tool.name}|{kind}"] = {
-                            "path": str(self._folder(model, tool) / row["files"][kind]),
-                            "format": kind,
-                        }
-            if not artifacts:
-                return
-            print(f"{_now()} {model}: latency of {len(artifacts)} artifacts", flush=True)
-            answer = self._ask(
-                "latency", Path(case["onnx"]).parent, case | {"floats": floats, "artifacts": artifacts}
-            )
+    def _latency(self, model: str, case: dict[str, Any]) -> None:
+        """Latency of all artifacts of a model, chosen or not: only those of one go can be compared."""
+        for kind in ("onnx", "tflite"):
+            made = {
+                tool.name: (row["digests"][kind], self._folder(model, tool) / row["files"][kind])
+                for tool in TOOLS
+                if kind in (row := self.results["rows"].get(_key(model, tool), {})).get("artifacts", {})
+            }
+            digests = {name: digest for name, (digest, _) in made.items()}
+            kept = self.results.setdefault("latency", {}).setdefault(model, {})
+            again = self.arguments.timings or self.arguments.fresh
+            if not made or (kept.get(kind, {}).get("digests") == digests and not again):
+                continue
+            print(f"{_now()} {model}: latency of {len(made)} {kind} artifacts", flush=True)
+            paths = {FLOAT: case[kind]} | {name: str(path) for name, (_, path) in made.items()}
+            artifacts = {name: {"path": path, "format": kind} for name, path in paths.items()}
+            answer = self._ask("latency", Path(case["onnx"]).parent, case | {"artifacts": artifacts})
             if "error" in answer:
                 raise SystemExit(f"latencies cannot be measured: {answer['error']}")
-            known = self.results["cases"][model].setdefault("float_ms", {"onnx": [], "tflite": []})
-            for kind, value in answer["float_ms"].items():
-                known[kind].append(value)
-            for key, ratio in answer["ratio"].items():
-                name, kind = key.split("|")
-                self.results["rows"][f"{model}|{name}"]["latency"].setdefault(kind, []).append(ratio)
+            kept[kind] = answer | {"digests": digests, "load": round(os.getloadavg()[0], 1)}
             self._keep()
 
     def _ask(self, question: str, folder: Path, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import SHOWN, TOOLS, Tool
-from verdicts import verdicts
+from verdicts import FLOAT, ratio, verdicts
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -32,7 +32,8 @@ code on the same evaluation samples, none of which is a calibration sample. Made
 - **bold** is the first of a model's rows; `≈` is within noise of it: McNemar's exact test for agreement
   (p ≥ 0.05), a paired bootstrap over samples for SQNR (95 % interval of the difference holds 0). Artifacts
   that leave convolutions or matrix products in float are told apart, and not ranked.
-- *latency*: share of the float model's on the same runtime, one thread, measured in turns; below 1 is faster.
+- *latency*: share of the float model's on the same runtime, one thread; below 1 is faster. All artifacts of a
+  model take turns in one process; median of the turns' ratios.
 - *quantize*: seconds from the float model on disk to the artifact on disk; *× forward*: as a multiple of bare
   forward passes over the calibration samples in the same minute; *× CPU*: the same of the processor's
   seconds, all threads together, which other work on the machine touches less. Median of *n* runs. One run of
@@ -74,7 +75,8 @@ def _section(results: dict[str, Any], table: str, model: str) -> str:
     if not tools or model not in results["cases"]:
         return ""
     case = results["cases"][model]
-    rows = [_float_row(case, kind) for kind in ("onnx", "tflite")]
+    latency = {kind: found["turns_ms"] for kind, found in results.get("latency", {}).get(model, {}).items()}
+    rows = [_float_row(case, kind, latency) for kind in ("onnx", "tflite")]
     failed = []
     ranks = results.get("ranks", {}).get(f"{table}|{model}", {})
     for tool in tools:
@@ -84,7 +86,7 @@ def _section(results: dict[str, Any], table: str, model: str) -> str:
             reason = " ".join(row["error"].split())[:300]
             failed.append(f"- **{tool.name}** did not run ({versions or 'no version'}): {reason}\n")
         else:
-            rows += [_row(tool, row, kind, ranks) for kind in row["artifacts"]]
+            rows += [_row(tool, row, kind, ranks, latency) for kind in row["artifacts"]]
     missing = [
         tool.name
         for tool in TOOLS
@@ -100,16 +102,18 @@ def _section(results: dict[str, Any], table: str, model: str) -> str:
     return text + (f"{VERDICTS}\n\n{said}\n" if said else "")
 
 
-def _float_row(case: dict[str, Any], kind: str) -> list[str]:
+def _float_row(case: dict[str, Any], kind: str, latency: dict[str, Any]) -> list[str]:
     found = case["floats"][kind]
-    times = case.get("float_ms", {}).get(kind)
+    times = latency.get(kind, {}).get(FLOAT)
     return [
         "float", _runtime(kind), f"{100 * found['accuracy']:.1f} %", "", "", _size(found["size_bytes"]),
         f"{statistics.median(times):.3g} ms" if times else "", *[""] * 5,
     ]  # fmt: skip
 
 
-def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> list[str]:
+def _row(
+    tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any], latency: dict[str, Any]
+) -> list[str]:
     found = row["artifacts"][kind]
     rank = ranks.get(f"{tool.name}|{kind}")
     value, low, high = (100 * share for share in found["agreement"])
@@ -122,7 +126,7 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
     first = rank is not None and rank["first_in_agreement"]
     near = rank is not None and rank["agreement_p_value"] >= 0.05
     interval = rank["sqnr_behind_db"] if rank is not None else None
-    ratios = row["latency"].get(kind)
+    turns = latency.get(kind, {})
     runs = row["runs"]
     quantize = [""] * 5
     if kind == tool.formats[0]:
@@ -140,7 +144,7 @@ def _row(tool: Tool, row: dict[str, Any], kind: str, ranks: dict[str, Any]) -> l
         _marked(f"{value:.1f} %", first, near) + f" [{low:.1f}, {high:.1f}]",
         _marked(sqnr, rank is not None and rank["first_in_sqnr"], interval is not None and interval[0] <= 0),
         _size(found["size_bytes"]),
-        f"{statistics.median(ratios):.2f}" if ratios else "",
+        f"{ratio(turns, tool.name, FLOAT).value:.2f}" if tool.name in turns else "",
         *quantize,
     ]
 

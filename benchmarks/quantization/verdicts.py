@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ FAST = "edgepipe int8_fast"
 """The default without its rounding optimization."""
 
 SIGNIFICANT = 0.05
-LARGEST_MULTIPLE = 4.0
-"""Of the bare forward passes that quantization without rounding optimization may take."""
+LARGEST_MULTIPLE = {"EfficientNet-Lite0": 4.0}
+"""Of the bare forward passes that quantization without rounding optimization may take; nothing is promised of
+models whose passes are over in milliseconds, where what costs the same for every model outweighs them."""
 LONGEST_S = 300.0
 """Of quantization with it."""
 MOST_LOST_POINTS = 1.0
@@ -28,6 +30,8 @@ MOST_LOST_POINTS = 1.0
 LEAST = {("EfficientNet-Lite0", OWN["int8"]): (99.0, 22.0), ("EfficientNet-Lite0", FAST): (None, 20.0)}
 """Agreement in percent and SQNR in dB that are promised whatever the peers reach."""
 RUNTIMES = {"onnx": "ORT", "tflite": "LiteRT"}
+FLOAT = "float"
+"""What the float model is called among the artifacts whose latency is measured."""
 
 
 class Verdict(NamedTuple):
@@ -85,8 +89,8 @@ def verdicts(results: dict[str, Any], table: str, model: str, tools: list[Tool])
     if table == "int8":
         found += [_first_in_agreement(own[0], peers, against), _first_in_sqnr(own[0], peers, against)]
         found += _promised(model, entries)
-        found += _fastest(own, peers)
-        found += _costs(rows)
+        found += _fastest(results.get("latency", {}).get(model, {}), own, peers)
+        found += _costs(model, rows)
     elif table == "per-tensor":
         found += [_lost(own[0], peers)]
         found += [_first_in_agreement(own[0], peers, against), _first_in_sqnr(own[0], peers, against)]
@@ -146,30 +150,45 @@ def _promised(model: str, entries: list[Entry]) -> Iterator[Verdict]:
             yield Verdict(f"{entry.name}: SQNR of {sqnr:g} dB", got >= sqnr, f"{got:.1f} dB")
 
 
-def _fastest(own: list[Entry], peers: list[Entry]) -> Iterator[Verdict]:
-    """Rounds tell the noise: where the ranges of two artifacts' rounds meet, neither is the faster."""
+def _fastest(latency: dict[str, Any], own: list[Entry], peers: list[Entry]) -> Iterator[Verdict]:
+    """Turns are paired: noise is where the 95 % interval of their ratios' median holds 1."""
     for entry in own:
-        timed = [peer for peer in peers if peer.kind == entry.kind and peer.row["latency"].get(peer.kind)]
-        times = entry.row["latency"].get(entry.kind)
-        if not timed or not times:
+        turns = latency.get(entry.kind, {}).get("turns_ms", {})
+        timed = [peer for peer in peers if peer.kind == entry.kind and peer.name in turns]
+        if entry.name not in turns or not timed:
             continue
-        best = min(timed, key=lambda peer: statistics.median(peer.row["latency"][peer.kind]))
-        theirs = best.row["latency"][best.kind]
-        holds = statistics.median(times) <= statistics.median(theirs) or min(times) <= max(theirs)
+        best = min(timed, key=lambda peer: ratio(turns, peer.name, FLOAT).value)
+        share, found = ratio(turns, entry.name, FLOAT).value, ratio(turns, entry.name, best.name)
         yield Verdict(
             f"fastest artifact on {RUNTIMES[entry.kind]}, or within noise of it",
-            holds,
-            f"{_rounds(times)} of float's latency, the fastest peer ({best.name}) {_rounds(theirs)}",
+            found.low <= 1,
+            f"{share:.3f} of float's latency, {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of the"
+            f" fastest peer's ({best.name})",
         )
 
 
-def _rounds(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+class Ratio(NamedTuple):
+    """A median of paired turns' ratios with its 95 % interval by order statistics."""
+
+    value: float
+    low: float
+    high: float
 
 
-def _costs(rows: dict[str, dict[str, Any]]) -> Iterator[Verdict]:
+def ratio(turns: dict[str, list[float]], name: str, other: str) -> Ratio:
+    """How long `name` takes compared with `other`, turn by turn."""
+    found = sorted(a / b for a, b in zip(turns[name], turns[other], strict=True))
+    # The count of values below the median is binomial with p = 1/2: its normal approximation, from 10 on.
+    reach = math.ceil(0.98 * math.sqrt(len(found)))
+    middle = (len(found) - 1) / 2
+    low, high = max(0, math.floor(middle - reach)), min(len(found) - 1, math.ceil(middle + reach))
+    return Ratio(statistics.median(found), found[low], found[high])
+
+
+def _costs(model: str, rows: dict[str, dict[str, Any]]) -> Iterator[Verdict]:
     runs = rows.get(FAST, {}).get("runs")
-    if runs:
+    most = LARGEST_MULTIPLE.get(model)
+    if runs and most is not None:
         multiple = statistics.median(run["seconds"] / run["floor_seconds"] for run in runs)
         peers = {
             name: statistics.median(run["seconds"] / run["floor_seconds"] for run in row["runs"])
@@ -178,8 +197,8 @@ def _costs(rows: dict[str, dict[str, Any]]) -> Iterator[Verdict]:
         }
         quickest = min(peers, key=lambda name: peers[name])
         yield Verdict(
-            f"without rounding optimization within {LARGEST_MULTIPLE:g} times the forward passes",
-            multiple <= LARGEST_MULTIPLE,
+            f"without rounding optimization within {most:g} times the forward passes",
+            multiple <= most,
             f"{multiple:.3g} times (load {_loads(runs)}), the quickest peer ({quickest})"
             f" {peers[quickest]:.3g} times",
         )
