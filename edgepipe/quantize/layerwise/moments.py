@@ -21,12 +21,15 @@ _ROWS_PER_INPUT = 4
 """Rows looked at for each input that an output sums over: enough for moments of full rank."""
 _HELD_OUT = 4
 """Every fourth batch, or row, judges."""
+_LARGE = 1e15
+"""Magnitudes whose products, summed over all rows, float32 might not hold."""
 
 
 class Sums:
     """Sums of products of rows, which add up over batches.
 
-    Products are taken in float32 about a point near the mean, so that no digits are lost to a large mean.
+    Products are taken in float32 about a point near the mean, so that no digits are lost to a large mean;
+    of values that are so large that these could overflow, in float64.
 
     Args:
         origin: That point, float32 [groups, inputs].
@@ -41,8 +44,10 @@ class Sums:
         self.float_mean: NDArray[np.float64] = np.zeros((groups, inputs))
         self.rows = 0
 
-    def add(self, real: NDArray[np.float32], quantized: NDArray[np.float32]) -> None:
+    def add(self, real: NDArray[np.floating], quantized: NDArray[np.floating]) -> None:
         """Adds rows of the float and of the quantized network, [groups, rows, inputs]."""
+        if max(_reach(real), _reach(quantized)) > _LARGE:
+            real, quantized = real.astype(np.float64), quantized.astype(np.float64)
         exact, found = real - self.origin[:, None], quantized - self.origin[:, None]
         self.gram += found.swapaxes(1, 2) @ found
         self.cross += found.swapaxes(1, 2) @ exact
@@ -62,6 +67,17 @@ class Sums:
             gram + _outer(origin, mean) + _outer(mean, origin) + square,
             cross + _outer(origin, float_mean) + _outer(mean, origin) + square,
         )
+
+
+def _reach(values: NDArray[np.floating]) -> float:
+    """The greatest magnitude."""
+    return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+
+
+def _mean_row(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of rows [groups, rows, inputs], for each group."""
+    wide = np.float64 if _reach(rows) > _LARGE else np.float32
+    return np.asarray(rows.mean(axis=1, dtype=wide), np.float32)
 
 
 def _outer(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -110,7 +126,7 @@ def gather(
         share = min(count, -(-wanted * count // sum(counts)))
         places = np.sort(random.choice(count, share, replace=False))
         found, expected = (rows_at(node, each, places, shape) for each in (rounded, exact))
-        parts = parts or tuple(Sums(found.mean(axis=1)) for _ in range(2))
+        parts = parts or tuple(Sums(_mean_row(found)) for _ in range(2))
         if len(counts) >= _HELD_OUT:
             parts[index % _HELD_OUT == _HELD_OUT - 1].add(expected, found)
         else:

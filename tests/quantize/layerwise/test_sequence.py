@@ -241,6 +241,24 @@ def test_dead_channels_and_dead_inputs_are_sound(build_model, quantize, read_qdq
     assert sqnr_db(compute(simple, samples)[0], compute(result, samples)[0]) > 25
 
 
+def test_activations_as_large_as_float32_holds_are_rounded_for_like_others(build_model, quantize, compute):
+    """Squares of values beyond 1e19 overflow float32: all sums over them need more."""
+    random = np.random.default_rng(5)
+    constants = {
+        "w1": random.normal(size=(8, 3, 3, 3)).astype(np.float32),
+        "w2": random.normal(size=(4, 8, 3, 3)).astype(np.float32) / 8,
+        "far": np.float32(3e34),
+    }
+    body = "a = Conv<pads=[1,1,1,1]>(x, w1)\n b = Mul(a, far)\n c = Relu(b)\n y = Conv(c, w2)"
+    model = build_model(f"net (float[n,3,8,8] x) => (float[n,4,6,6] y) {{ {body} }}", **constants)
+    samples, unseen = (random.normal(size=(24, 3, 8, 8)).astype(np.float32) for _ in range(2))
+    simple, plain = quantize(model, samples, weight_bits=4)
+    _, found = quantize(model, samples, weight_bits=4, rounding="gptq")
+    exact, *results = (compute(each, unseen)[0].astype(np.float64) for each in (simple, plain, found))
+    nearest_db, gptq_db = (sqnr_db(exact, result) for result in results)
+    assert gptq_db > nearest_db + 1
+
+
 def test_the_same_seed_gives_the_same_bytes(cnn, quantize):
     samples = normal(16, 3, 8, 8)
     payloads = [quantize(cnn, samples, rounding="gptq", weight_bits=4)[1].payload for _ in range(2)]
