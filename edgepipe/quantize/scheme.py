@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,7 +38,8 @@ class Override(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What is different for some layers; of several that match a layer, the last one holds.
 
     Attributes:
-        layers: Patterns of names as a shell's ("/head/*"), of nodes or of what they put out.
+        layers: Patterns of names as a shell's ("/head/*"): of layers, as `node_name` gives them, or where no
+            layer has such a name, of what layers put out.
         weight_bits: Bits of their weights' integers; None leaves what holds for all.
         activation_bits: Bits of their activations' integers, likewise.
         keep_float: Whether they compute in float.
@@ -79,7 +81,7 @@ def assign(graph: ir.Graph, default: Scheme, overrides: Sequence[Override]) -> d
     schemes = dict.fromkeys(edit.nodes(graph), default)
     for override in overrides:
         for pattern in override.layers:
-            matching = [node for node in schemes if _matches(node, pattern)]
+            matching = _matching(schemes, pattern)
             if not matching:
                 raise RecipeError(
                     "a pattern names no layer of the model",
@@ -96,5 +98,23 @@ def assign(graph: ir.Graph, default: Scheme, overrides: Sequence[Override]) -> d
     return schemes
 
 
-def _matches(node: ir.Node, pattern: str) -> bool:
-    return any(fnmatchcase(str(name), pattern) for name in (node.name, node.outputs[0].name) if name)
+def exact_patterns(graph: ir.Graph) -> dict[ir.Node, str]:
+    """A pattern for each node that names it alone: its name, or where others bear that too, its output's."""
+    names = {node: node_name(node) for node in edit.nodes(graph)}
+    bearers = Counter(names.values())
+    return {
+        node: _escaped(name if bearers[name] == 1 else str(node.outputs[0].name))
+        for node, name in names.items()
+    }
+
+
+def _escaped(name: str) -> str:
+    """A pattern that only this name matches."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _matching(nodes: Iterable[ir.Node], pattern: str) -> list[ir.Node]:
+    """Nodes that a pattern names. An output may be called as another node is: names of nodes come first."""
+    nodes = list(nodes)
+    named = [node for node in nodes if fnmatchcase(node_name(node), pattern)]
+    return named or [node for node in nodes if fnmatchcase(str(node.outputs[0].name), pattern)]

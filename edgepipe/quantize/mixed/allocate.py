@@ -35,7 +35,7 @@ from edgepipe.quantize.mixed.sensitivity import (
     measured_costs,
 )
 from edgepipe.quantize.plan import LINEAR, is_quantizable
-from edgepipe.quantize.scheme import FLOAT_BITS, ActivationBits, Override, Scheme, assign
+from edgepipe.quantize.scheme import FLOAT_BITS, ActivationBits, Override, Scheme, assign, exact_patterns
 from edgepipe.quantize.static import QuantizeStatic
 
 if TYPE_CHECKING:
@@ -183,11 +183,12 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
             for node in edit.nodes(graph, *LINEAR)
             if not wide[node].keep_float and is_quantizable(node) and edit.constant_input(node, 1) is not None
         ]
+        patterns = exact_patterns(graph)
         layers = []
         for node in nodes:
             pinned = narrow[node].weight_bits == wide[node].weight_bits
             widths = (wide[node].weight_bits,) if pinned else sorted(set(self.weight_candidates))
-            layers.append(resources.make_layer(node, widths, wide[node].activation_bits))
+            layers.append(resources.make_layer(node, patterns[node], widths, wide[node].activation_bits))
         return nodes, layers
 
     def _budgets(self, layers: list[Layer], model: Model, context: Context) -> list[Budget]:
@@ -321,18 +322,13 @@ def overrides_for(layers: Sequence[Layer], chosen: Sequence[int]) -> tuple[Overr
     """What `quantize.static` is told, so that each layer gets its chosen option: one override a width."""
     found: dict[tuple[int, ActivationBits], list[str]] = {}
     for layer, option in zip(layers, chosen, strict=True):
-        found.setdefault((layer.widths[option], layer.activation_bits), []).append(_pattern(layer.result))
+        found.setdefault((layer.widths[option], layer.activation_bits), []).append(layer.pattern)
     return tuple(
         Override(layers=tuple(names), keep_float=True)
         if bits == FLOAT_BITS
         else Override(layers=tuple(names), weight_bits=bits, activation_bits=activation_bits)
         for (bits, activation_bits), names in sorted(found.items())
     )
-
-
-def _pattern(name: str) -> str:
-    """A pattern that only this name matches."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def _summary(layers: Sequence[Layer], chosen: Sequence[int]) -> str:

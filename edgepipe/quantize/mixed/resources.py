@@ -23,6 +23,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: What reports call it.
+        pattern: What overrides name it by, and no other layer.
         result: Name of the tensor that it puts out, which is unique in the graph.
         op: "Conv", "Gemm", ...
         weights: Number of its weights.
@@ -32,6 +33,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    pattern: str
     result: str
     op: str
     weights: int
@@ -50,11 +52,12 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         return self.macs * bits * (FLOAT_BITS if bits == FLOAT_BITS else self.activation_bits)
 
 
-def make_layer(node: ir.Node, widths: Sequence[int], activation_bits: ActivationBits) -> Layer:
+def make_layer(node: ir.Node, pattern: str, widths: Sequence[int], activation_bits: ActivationBits) -> Layer:
     """The record of a linear op whose shapes are known, but for the batch."""
     weight = edit.array_at(node, 1)
     return Layer(
         name=node_name(node),
+        pattern=pattern,
         result=str(node.outputs[0].name),
         op=node.op_type,
         weights=int(weight.size),

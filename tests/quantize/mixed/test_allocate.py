@@ -9,9 +9,11 @@ from edgepipe.convert import ort
 from edgepipe.errors import RecipeError
 from edgepipe.events import Warned, silent
 from edgepipe.graph import edit
+from edgepipe.model import onnx_model
 from edgepipe.quantize.mixed.allocate import QuantizeMixed, overrides_for
 from edgepipe.quantize.mixed.resources import make_layer
 from edgepipe.quantize.mixed.sensitivity import measured_costs
+from edgepipe.quantize.scheme import Override, Scheme, assign
 from edgepipe.quantize.static import QuantizeStatic
 
 NETWORK = """
@@ -160,12 +162,37 @@ def test_a_network_without_weights_is_quantized_all_the_same(build_model, sample
 
 def test_overrides_hold(network, samples, make_context):
     overrides = ({"layers": ["y"], "keep_float": True}, {"layers": ["a"], "weight_bits": 7})
-    from edgepipe.quantize.scheme import Override
-
     mixed = QuantizeMixed(average_weight_bits=4, overrides=tuple(Override(**each) for each in overrides))
     bits = bits_of(mixed.apply(network, make_context(samples)))
     assert len(bits) == 4
     assert next(width for width, count in bits.values() if count == 16 * 27) == 7
+
+
+def test_a_layer_called_as_another_s_output_keeps_its_own_bits(samples, make_context):
+    """Two nodes, the first named as what the second puts out: each gets what was chosen for it."""
+    random = np.random.default_rng(3)
+    weights = {"w1": random.normal(size=(16, 3, 3, 3)), "w2": random.normal(size=(4, 16, 1, 1))}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["x", "w1"], ["a"], "y"),
+            onnx.helper.make_node("Conv", ["a", "w2"], ["y"], "head"),
+        ],
+        "net",
+        [onnx.helper.make_tensor_value_info("x", 1, ["n", *samples.shape[1:]])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["n", 4, None, None])],
+        [onnx.numpy_helper.from_array(each.astype(np.float32), name) for name, each in weights.items()],
+    )
+    model = onnx_model(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), "net"
+    )
+    context = make_context(samples)
+    for name, narrow in (("y", 16 * 27), ("head", 64)):
+        kept = QuantizeStatic(overrides=(Override(layers=(name,), weight_bits=4),)).apply(model, context)
+        assert {count: bits for bits, count in bits_of(kept).values()} == {432: 8, 64: 8, narrow: 4}
+    _, layers = QuantizeMixed(average_weight_bits=4)._layers(edit.open_graph(model).graph)
+    chosen = overrides_for(layers, (0, len(layers[1].widths) - 1))
+    assigned = assign(edit.open_graph(model).graph, Scheme(), chosen)
+    assert [scheme.weight_bits for scheme in assigned.values()] == [2, 8]
 
 
 def test_a_layer_may_stay_in_float(network, samples, make_context):
@@ -191,7 +218,8 @@ def test_settings_that_contradict_the_pass(settings):
 
 def test_macs_and_bytes_of_layers(network):
     graph = edit.open_graph(network).graph
-    layers = [make_layer(node, (3, 8, 32), 8) for node in edit.nodes(graph, "Conv", "Gemm")]
+    nodes = edit.nodes(graph, "Conv", "Gemm")
+    layers = [make_layer(node, node.outputs[0].name, (3, 8, 32), 8) for node in nodes]
     assert [layer.macs for layer in layers] == [16 * 27 * 144, 16 * 9 * 144, 256 * 144, 32 * 144 * 36, 160]
     assert [layers[0].stored_bytes(bits) for bits in (3, 8, 32)] == [216, 432, 1728]
     assert layers[-1].bit_operations(3) == 160 * 24
