@@ -8,6 +8,7 @@ import numpy as np
 from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
 from edgepipe.convert.tflite.lower import RULES
 from edgepipe.convert.tflite.lower.site import computes_on_integers
+from edgepipe.convert.tflite.lower.weights import output_axis
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NAMED = 5
@@ -55,6 +56,7 @@ def settle(graph: Graph) -> Settled:
     graph = msgspec.structs.replace(graph, values=values)
     notes = [
         _float_note(graph),
+        _coarse_note(graph),
         _wide_note(graph),
         _weight_note({name: part for name, part in changes.items() if part}),
     ]
@@ -69,15 +71,7 @@ def _asymmetric_axis(node: Node, values: dict[str, Value]) -> int | None:
     grid = weight.grid
     if weight.data is None or grid is None or grid.bits != 8 or not any(grid.zero_point):
         return None
-    match node.op:
-        case "Conv":
-            axis = 0
-        case "ConvTranspose":
-            axis = 1
-        case "Gemm":
-            axis = 0 if node.settings.get("transB", 0) else 1
-        case _:
-            axis = weight.data.ndim - 1
+    axis = output_axis(node, weight)
     # One channel axis of a grouped transposed convolution holds several outputs: left to be refused.
     grouped = node.op == "ConvTranspose" and node.settings.get("group", 1) != 1
     return None if grouped or grid.axis not in (None, axis) else axis
@@ -123,12 +117,32 @@ def _float_note(graph: Graph) -> str:
         and RULES[node.op].integer
         and not _is_integer(node, graph)
         and not _is_wide(node, graph)
+        and not _is_coarse(node, graph)
     ]
     if not left:
         return ""
     return (
         f"{_count(left, 'op')} in float in TFLite, as the model does not quantize all that goes in and out: "
         f"{_listed(left)}"
+    )
+
+
+def _is_coarse(node: Node, graph: Graph) -> bool:
+    """Whether it is the steps of its grids alone that keep a node from integers."""
+    rule = RULES.get(node.op)
+    if rule is None or rule.steps is None or _is_integer(node, graph):
+        return False
+    return computes_on_integers(node, msgspec.structs.replace(rule, steps=None), graph.values)
+
+
+def _coarse_note(graph: Graph) -> str:
+    """Which ops compute in float because what they add up is too coarse for their output."""
+    left = [f"{node.op} {node.name}" for node in graph.nodes if _is_coarse(node, graph)]
+    if not left:
+        return ""
+    return (
+        f"{_count(left, 'op')} in float in TFLite, as the steps of the output are finer than its kernels "
+        f"bring those of the inputs onto: {_listed(left)}"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgepipe.convert.tflite.graph import Grid
 from edgepipe.convert.tflite.layout import Layout
-from edgepipe.convert.tflite.lower.site import Rule, Site, options
+from edgepipe.convert.tflite.lower.site import Rule, Site, options, steps_of_inputs
 from edgepipe.convert.tflite.program import Options, Tensor
 
 # Output grids that TFLite's int8 specification fixes.
@@ -154,7 +154,11 @@ RULES = {
     "Sigmoid": Rule(partial(lower_fixed, code="LOGISTIC", table=None, grid=UNIT), int16=True),
     "Tanh": Rule(partial(lower_fixed, code="TANH", table=None, grid=SIGNED_UNIT), int16=True),
     "Elu": Rule(partial(lower_simple, code="ELU", table=None)),
-    "HardSwish": Rule(partial(lower_simple, code="HARD_SWISH", table="HardSwishOptions")),
+    "HardSwish": Rule(
+        partial(lower_simple, code="HARD_SWISH", table="HardSwishOptions"),
+        steps=steps_of_inputs,
+        most_steps=2.0**7,
+    ),
     "HardSigmoid": Rule(lower_hard_sigmoid),
     "Gelu": Rule(lower_gelu),
     "LeakyRelu": Rule(lower_leaky_relu, int16=True),

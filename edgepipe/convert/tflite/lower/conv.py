@@ -7,7 +7,7 @@ import numpy as np
 
 from edgepipe.convert.tflite.graph import Array
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
-from edgepipe.convert.tflite.lower.weights import hybrid_weights, integer_weights
+from edgepipe.convert.tflite.lower.weights import hybrid_weights, integer_weights, steps_of_accumulators
 from edgepipe.convert.tflite.lower.window import Window, padded, spatial_input, spatial_output, window
 from edgepipe.convert.tflite.program import Options, Tensor
 
@@ -99,4 +99,6 @@ def _over_two_axes(array: Array) -> Array:
     return array if array.ndim == 4 else array[:, :, None, :]
 
 
-RULES = {"Conv": Rule(lower_conv, weights=(2,), per_channel=(1,), int16=True)}
+RULES = {
+    "Conv": Rule(lower_conv, weights=(2,), per_channel=(1,), int16=True, steps=steps_of_accumulators),
+}

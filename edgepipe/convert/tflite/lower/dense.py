@@ -8,7 +8,7 @@ import numpy as np
 from edgepipe.convert.tflite.graph import Array, Grid, Value
 from edgepipe.convert.tflite.layout import Layout, plain
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
-from edgepipe.convert.tflite.lower.weights import hybrid_weights, integer_weights
+from edgepipe.convert.tflite.lower.weights import hybrid_weights, integer_weights, steps_of_accumulators
 from edgepipe.convert.tflite.program import Tensor
 
 
@@ -109,6 +109,6 @@ def _merged(grid: Grid) -> Grid:
 
 
 RULES = {
-    "Gemm": Rule(lower_gemm, weights=(2,), per_channel=(1,), int16=True),
-    "MatMul": Rule(lower_matmul, weights=(2,), per_channel=(1,), int16=True),
+    "Gemm": Rule(lower_gemm, weights=(2,), per_channel=(1,), int16=True, steps=steps_of_accumulators),
+    "MatMul": Rule(lower_matmul, weights=(2,), per_channel=(1,), int16=True, steps=steps_of_accumulators),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from edgepipe.convert.tflite.layout import Layout, plain
-from edgepipe.convert.tflite.lower.site import Rule, Site, options
+from edgepipe.convert.tflite.lower.site import Rule, Site, options, steps_of_inputs, steps_of_products
 
 
 def shared_layout(site: Site) -> Layout:
@@ -76,10 +76,12 @@ def lower_requantize(site: Site) -> None:
 
 
 RULES = {
-    "Add": Rule(partial(lower_arithmetic, code="ADD", table="AddOptions"), int16=True),
-    "Sum": Rule(lower_sum, int16=True),
-    "Sub": Rule(partial(lower_arithmetic, code="SUB", table="SubOptions"), int16=True),
-    "Mul": Rule(partial(lower_arithmetic, code="MUL", table="MulOptions"), int16=True),
+    "Add": Rule(partial(lower_arithmetic, code="ADD", table="AddOptions"), int16=True, steps=steps_of_inputs),
+    "Sum": Rule(lower_sum, int16=True, steps=steps_of_inputs),
+    "Sub": Rule(partial(lower_arithmetic, code="SUB", table="SubOptions"), int16=True, steps=steps_of_inputs),
+    "Mul": Rule(
+        partial(lower_arithmetic, code="MUL", table="MulOptions"), int16=True, steps=steps_of_products
+    ),
     "Div": Rule(lower_division, scalars=(1,)),
     "Max": Rule(partial(lower_extremum, code="MAXIMUM"), int16=True),
     "Min": Rule(partial(lower_extremum, code="MINIMUM"), int16=True),

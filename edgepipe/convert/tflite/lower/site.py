@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -170,6 +170,8 @@ class Rule(msgspec.Struct, frozen=True):
         weights: Constant inputs that the lowering brings onto a grid of its own: biases.
         per_channel: Constant inputs that may have one step for each channel.
         scalars: Inputs that int8 needs to be constant scalars.
+        steps: How many steps of the output on int8 one step of what its kernel adds up is.
+        most_steps: What LiteRT's kernel takes fewer than.
     """
 
     lowering: Lowering
@@ -179,16 +181,29 @@ class Rule(msgspec.Struct, frozen=True):
     weights: tuple[int, ...] = ()
     per_channel: tuple[int, ...] = ()
     scalars: tuple[int, ...] = ()
+    steps: Callable[[Node, Mapping[str, Value]], float] | None = None
+    most_steps: float = 2.0**8
 
 
-def computes_on_integers(node: Node, rule: Rule, values: dict[str, Value]) -> bool:
-    """Whether all that the node reads and writes is on per-tensor grids of one width, constants likewise."""
+def computes_on_integers(node: Node, rule: Rule, values: Mapping[str, Value]) -> bool:
+    """Whether a node computes on integers.
+
+    All that it reads and writes is on per-tensor grids of one width, constants likewise, and the output's
+    is not so much finer than its inputs' that the kernel cannot bring the one onto the other.
+    """
     if not rule.integer or any(values[name].grid is None for name in node.outputs):
         return False
     if not all(_fits(values[name], index, rule) for index, name in enumerate(node.inputs) if name):
         return False
     flowing = [values[name] for name in (*node.inputs, *node.outputs) if name and values[name].data is None]
-    return rule.crosses or _has_kernel({value.grid for value in flowing}, rule)
+    if not (rule.crosses or _has_kernel({value.grid for value in flowing}, rule)):
+        return False
+    return rule.steps is None or _is_wide(node, values) or rule.steps(node, values) < rule.most_steps
+
+
+def _is_wide(node: Node, values: Mapping[str, Value]) -> bool:
+    grid = values[node.outputs[0]].grid
+    return grid is not None and grid.bits == 16
 
 
 def _has_kernel(grids: set[Grid | None], rule: Rule) -> bool:
@@ -204,6 +219,24 @@ def _fits(value: Value, index: int, rule: Rule) -> bool:
     if index in rule.scalars:
         return False
     return value.grid is not None and (value.grid.axis is None or index in rule.per_channel)
+
+
+def steps_of_inputs(node: Node, values: Mapping[str, Value]) -> float:
+    """How many steps of the output the greatest step of an input is."""
+    return max(map(_step, (values[name] for name in node.inputs))) / _step(values[node.outputs[0]])
+
+
+def steps_of_products(node: Node, values: Mapping[str, Value]) -> float:
+    """How many steps of the output one step of a product of two inputs is."""
+    steps = [_step(values[name]) for name in node.inputs]
+    return steps[0] * steps[1] / _step(values[node.outputs[0]])
+
+
+def _step(value: Value) -> float:
+    """The step of an operand: that of a constant in float is what `exact_grid` gives it."""
+    if value.grid is not None:
+        return max(value.grid.scale)
+    return exact_grid(float(value.real().reshape(()))).scale[0]
 
 
 def refusal(node: Node, why: str, remedy: str = "") -> UnsupportedOp:
@@ -229,4 +262,14 @@ def exact_grid(number: float, bits: int = 8) -> Grid:
     return Grid((step,), (0,), bits=bits)
 
 
-__all__ = ["Lowering", "Rule", "Site", "computes_on_integers", "exact_grid", "options", "refusal"]
+__all__ = [
+    "Lowering",
+    "Rule",
+    "Site",
+    "computes_on_integers",
+    "exact_grid",
+    "options",
+    "refusal",
+    "steps_of_inputs",
+    "steps_of_products",
+]

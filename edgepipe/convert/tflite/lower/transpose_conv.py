@@ -7,7 +7,7 @@ import numpy as np
 
 from edgepipe.convert.tflite.layout import channels_last
 from edgepipe.convert.tflite.lower.site import Rule, Site, options
-from edgepipe.convert.tflite.lower.weights import integer_weights
+from edgepipe.convert.tflite.lower.weights import integer_weights, steps_of_accumulators
 from edgepipe.convert.tflite.program import Tensor
 
 # TFLite's order of ONNX's kernel axes [in, out, kh, kw].
@@ -79,4 +79,8 @@ def _crop(site: Site, source: Tensor, result: Tensor, before: list[int]) -> None
     site.builder.operator("STRIDED_SLICE", [source, *bounds], [result], options("StridedSliceOptions"))
 
 
-RULES = {"ConvTranspose": Rule(lower_conv_transpose, weights=(2,), per_channel=(1,), int16=True)}
+RULES = {
+    "ConvTranspose": Rule(
+        lower_conv_transpose, weights=(2,), per_channel=(1,), int16=True, steps=steps_of_accumulators
+    ),
+}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import numpy as np
 
-from edgepipe.convert.tflite.graph import Array, Grid, Value
+from edgepipe.convert.tflite.graph import Array, Grid, Node, Value
 from edgepipe.convert.tflite.lower.site import Site
 
 _INT32_MAX = 2**31 - 1
@@ -54,9 +56,10 @@ def integer_weights(site: Site, weight: Value, axis: int, bias: Value | None) ->
     if bias is not None:
         real_bias = np.asarray(bias.real(), np.float64).reshape(channels)
     step_in, bits = site.step().scale[0], 32 if site.bits == 8 else 64
-    scale = _usable(scale, flat, step_in)
     most = _INT32_MAX if bits == 32 else _INT40_MAX
-    scale, data = _room_for_bias(scale, data, axis, np.abs(real_bias) / (most * step_in))
+    own = _usable(scale, flat, step_in)
+    scale = _with_room_for_bias(own, np.abs(real_bias) / (most * step_in))
+    data = _rescaled(data, axis, own, scale)
     bias_scale = _float32(scale * step_in)
     integers = np.clip(np.rint(real_bias / bias_scale), -most, most).astype(f"int{bits}")
     if bias is not None and bias.grid is not None and bias.data is not None:
@@ -95,6 +98,42 @@ def hybrid_weights(site: Site, weight: Value, axis: int, bias: Value | None) -> 
     )
 
 
+def output_axis(node: Node, weight: Value) -> int:
+    """The axis of output channels in the weight of a linear node."""
+    match node.op:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1
+        case "Gemm":
+            return 0 if node.settings.get("transB", 0) else 1
+        case _:
+            return len(weight.shape) - 1
+
+
+def steps_of_accumulators(node: Node, values: Mapping[str, Value]) -> float:
+    """How many steps of the output one step of a linear node's accumulator is, in its coarsest channel.
+
+    Jacob et al. 2018 (arXiv 1712.05877), equation 5, call it the multiplier. XNNPACK takes none from 256
+    on: where products cancel so well that their sum is finer than any of them, LiteRT would refuse the
+    whole file. Infinite where no normal float32 is as small as the accumulator's step.
+    """
+    source, weight, made = values[node.inputs[0]], values[node.inputs[1]], values[node.outputs[0]]
+    if weight.data is None or weight.grid is None or source.grid is None or made.grid is None:
+        return 0.0
+    channels = weight.shape[output_axis(node, weight)]
+    flat = np.moveaxis(weight.data, output_axis(node, weight), 0).reshape(channels, -1)
+    step_in = source.grid.scale[0]
+    scale = np.resize(np.array(weight.grid.scale), channels)
+    if (scale[flat.any(axis=1)] * step_in < _LEAST_SCALE).any():
+        return np.inf
+    scale = _usable(scale, flat, step_in)
+    bias = values[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
+    if bias is not None and bias.data is not None:
+        scale = np.maximum(scale, np.abs(bias.real()).max(initial=0.0) / (_INT32_MAX * step_in))
+    return float(scale.max(initial=0.0) * step_in / made.grid.scale[0])
+
+
 def _symmetric_scales(site: Site, weight: Value, axis: int) -> tuple[Array, Array]:
     """Scale of each channel, float64 [channels], and the integers as rows [channels, ...]."""
     grid, data = weight.grid, weight.data
@@ -120,13 +159,17 @@ def _stored_bits(site: Site, weight: Value) -> int:
     return 4 if narrow and site.bits == 8 and unpacks else 8
 
 
-def _room_for_bias(scale: Array, data: Array, axis: int, least: Array) -> tuple[Array, Array]:
-    """Scales of at least `least`, float64 [channels], with the weights rounded again where they grew."""
-    if (scale >= least).all():
-        return scale, data
-    wider = np.where(scale >= least, scale, _float32(least * (1 + 1e-6)))
+def _with_room_for_bias(scale: Array, least: Array) -> Array:
+    """Scales of at least `least`, float64 [channels]."""
+    return np.asarray(np.where(scale >= least, scale, _float32(least * (1 + 1e-6))))
+
+
+def _rescaled(data: Array, axis: int, scale: Array, wider: Array) -> Array:
+    """Weights rounded again where their scales grew."""
+    if (wider == scale).all():
+        return data
     shape = [-1 if index == axis else 1 for index in range(data.ndim)]
-    return wider, np.rint(data * (scale / wider).reshape(shape)).astype(np.int8)
+    return np.asarray(np.rint(data * (scale / wider).reshape(shape)).astype(np.int8))
 
 
 def _usable(scale: Array, flat: Array, step_in: float) -> Array:
