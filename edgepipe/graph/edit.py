@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgepipe.graph import shapes
 from edgepipe.model import Model, onnx_model
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ def open_graph(model: Model) -> ir.Model:
     """Parses `model` into an onnx_ir model that the caller owns, with every shape inferred."""
     import onnx_ir as ir
 
-    return ir.from_proto(_with_shapes(model.to_onnx()))
+    return ir.from_proto(shapes.infer(model.to_onnx()))
 
 
 def freeze(graph_model: ir.Model, name: str) -> Model:
     """Serializes an edited model, its shapes inferred anew, deterministically."""
     import onnx_ir as ir
 
-    return onnx_model(_with_shapes(ir.to_proto(graph_model)), name)
+    return onnx_model(shapes.infer(ir.to_proto(graph_model)), name)
 
 
 def freeze_tidied(graph_model: ir.Model, name: str) -> Model:
@@ -35,20 +36,6 @@ def freeze_tidied(graph_model: ir.Model, name: str) -> Model:
     common.RemoveUnusedNodesPass()(graph_model)
     common.NameFixPass()(graph_model)
     return freeze(graph_model, name)
-
-
-def with_fresh_shapes(graph_model: ir.Model) -> ir.Model:
-    """The same model with the shapes inferred anew, after an edit that makes more of them known."""
-    import onnx_ir as ir
-
-    return ir.from_proto(_with_shapes(ir.to_proto(graph_model)))
-
-
-def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-
-    del proto.graph.value_info[:]  # a stale shape would win over the inferred one
-    return onnx.shape_inference.infer_shapes(proto, data_prop=True)
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -152,7 +139,7 @@ def add_constant(
         name=unique,
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
         shape=ir.Shape(array.shape),
-        const_value=ir.tensor(array, name=unique),
+        const_value=ir.Tensor(array, name=unique),
     )
     graph.register_initializer(value)
     return value

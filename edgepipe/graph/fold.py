@@ -123,7 +123,7 @@ def _constants_alone(
             tensor = onnx.numpy_helper.from_array(sizes)
             body.append(onnx.helper.make_node("Constant", [], [str(node.outputs[0].name)], value=tensor))
             continue
-        body.append(ir.to_proto(node))
+        body.append(ir.serde.serialize_node(node))
         for value in node.inputs:
             if value is not None and value.const_value is not None:
                 arrays[str(value.name)] = value.const_value.numpy()

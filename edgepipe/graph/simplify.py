@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepipe.graph import affine, edit, fold, overhang, redundant
+from edgepipe.graph import affine, edit, fold, overhang, redundant, shapes
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 
@@ -55,7 +55,7 @@ def _simplify(graph_model: ir.Model, *, fold_normalization: bool) -> ir.Model:
         if not any(changed):
             break
         common.RemoveUnusedNodesPass()(graph_model)
-        graph_model = edit.with_fresh_shapes(graph_model)
+        graph_model = shapes.refresh(graph_model)
     affine.normalize(graph_model.graph, fold_normalization=fold_normalization)
     redundant.merge_pads(graph_model.graph)
     overhang.settle(graph_model.graph)
