@@ -127,7 +127,7 @@ def open_session(payload: bytes, format: ArtifactFormat, *, threads: int = 1) ->
     Args:
         payload: The file's bytes.
         format: "onnx" or "tflite".
-        threads: Inference threads.
+        threads: Inference threads; 0, for ONNX Runtime alone, is one a core.
 
     Raises:
         ModelUnreadable: The runtime does not accept the file.

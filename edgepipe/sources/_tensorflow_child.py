@@ -127,7 +127,8 @@ def convert(folder: Path) -> None:
         seed=asked["seed"],
     )
     try:
-        model = freeze(read_converted(goal), "model", None if shape is None else tuple(shape), asked["path"])
+        proto = read_converted(goal)
+        model, _ = freeze(proto, "model", None if shape is None else tuple(shape), asked["path"])
         trial = Trial(model.inputs, request)
     except EdgepipeError:
         return  # the parent process meets the same error on the same graph, and reports it

@@ -10,6 +10,7 @@ from edgepipe.errors import ModelError
 from edgepipe.events import Emit, Warned
 from edgepipe.graph.edit import is_quantized
 from edgepipe.model import Model, onnx_model
+from edgepipe.runtime import Session, open_session
 from edgepipe.sources.fidelity import make_inputs, run_onnx
 
 if TYPE_CHECKING:
@@ -17,14 +18,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def settle_batch(model: Model, emit: Emit) -> Model:
+def settle_batch(model: Model, session: Session, emit: Emit) -> tuple[Model, Session]:
     """The model itself, or one with the batch fixed at 1 where it claims any batch but cannot run two.
 
     Converters carry a free batch into the ports while a Reshape inside may still fix it; found here,
     it costs a warning, found later it would cost a calibration.
+
+    Args:
+        model: The model.
+        session: One of it.
+        emit: Where the warning goes.
+
+    Returns:
+        The model, and a session of that.
     """
-    if all(spec.shape[0] is not None for spec in model.inputs if spec.shape) or _runs_two(model):
-        return model
+    fixed = all(spec.shape[0] is not None for spec in model.inputs if spec.shape)
+    if fixed or _runs_two(model, session):
+        return model, session
     proto = model.to_onnx()
     for value in (*proto.graph.input, *proto.graph.output):
         sizes = value.type.tensor_type.shape.dim
@@ -32,7 +42,8 @@ def settle_batch(model: Model, emit: Emit) -> Model:
             sizes[0].dim_value = 1
     proto.graph.ClearField("value_info")
     emit(Warned("the model runs one sample at a time only: something inside fixes the batch size"))
-    return onnx_model(proto, model.name)
+    single = onnx_model(proto, model.name)
+    return single, open_session(single.payload, "onnx", threads=0)
 
 
 def free_batch(model: Model, where: str) -> Model:
@@ -85,9 +96,8 @@ def _computes_the_same(freed: Model, fixed: Model, batch: int) -> bool:
     samples = [make_inputs(freed.inputs, rng) for _ in range(batch)]
     together = [np.concatenate(parts) for parts in zip(*samples, strict=True)]
     try:
-        alone = run_onnx(freed.payload, samples)
+        *alone, got = run_onnx(freed.payload, [*samples, together])
         (want,) = run_onnx(fixed.payload, [together])
-        (got,) = run_onnx(freed.payload, [together])
     except ModelError:
         return False
     bound = _bound(fixed)
@@ -102,13 +112,13 @@ def _bound(model: Model) -> float:
     return 0.1 if is_quantized(model) else 1e-3
 
 
-def _runs_two(model: Model) -> bool:
+def _runs_two(model: Model, session: Session) -> bool:
     """Whether a batch of two gives what two batches of one give."""
     rng = np.random.default_rng(0)
     first, second = make_inputs(model.inputs, rng), make_inputs(model.inputs, rng)
     pair = [np.concatenate(parts) for parts in zip(first, second, strict=True)]
     try:
-        one, two, both = run_onnx(model.payload, [first, second, pair])
+        one, two, both = run_onnx(session, [first, second, pair])
     except ModelError:
         return False
     return all(_joins([a, b], got, _bound(model)) for a, b, got in zip(one, two, both, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 from edgepipe.data.conform import conform_samples
 from edgepipe.errors import DataShapeMismatch, FidelityError, ModelError
 from edgepipe.model import TensorSpec
-from edgepipe.runtime import open_session
+from edgepipe.runtime import Session, open_session
 from edgepipe.sources.source import Fidelity, Request
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Trial:
     def judge(
         self,
         reference: Sequence[Tensors],
-        payload: bytes,
+        model: bytes | Session,
         *,
         by: str,
         note: str = "",
@@ -66,7 +66,7 @@ class Trial:
 
         Args:
             reference: What the source gave for each feed: one array an output.
-            payload: The serialized float ONNX model.
+            model: The serialized float ONNX model, or a session of it.
             by: The runtime that gave the reference, with its version.
             note: What else must be known to read the result.
             bound: Largest error allowed, relative to the largest output.
@@ -75,7 +75,7 @@ class Trial:
             FidelityError: an output has another shape, is not finite, or is off by more than
                 `bound` of the largest output.
         """
-        results = run_onnx(payload, self.feeds)
+        results = run_onnx(model, self.feeds)
         error_energy = signal_energy = max_abs_error = peak = 0.0
         for want, got in _pairs(reference, results):
             error, signal = _difference(want, got, by)
@@ -107,9 +107,9 @@ def make_inputs(inputs: Sequence[TensorSpec], rng: np.random.Generator) -> Tenso
     return [_random(spec, rng) for spec in inputs]
 
 
-def run_onnx(payload: bytes, feeds: Sequence[Tensors]) -> list[Tensors]:
-    """Runs a serialized ONNX model with ONNX Runtime on the CPU, one thread."""
-    session = open_session(payload, "onnx")
+def run_onnx(model: bytes | Session, feeds: Sequence[Tensors]) -> list[Tensors]:
+    """Runs an ONNX model, serialized or loaded already, with ONNX Runtime on the CPU."""
+    session = open_session(model, "onnx", threads=0) if isinstance(model, bytes) else model
     return [session.run(feed) for feed in feeds]
 
 

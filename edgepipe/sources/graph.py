@@ -9,7 +9,7 @@ from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
 from edgepipe.graph import foreign
 from edgepipe.graph.edit import quantizes_activations
 from edgepipe.model import Model, onnx_model
-from edgepipe.runtime import open_session
+from edgepipe.runtime import Session, open_session
 from edgepipe.sources.canonical import canonicalize
 
 if TYPE_CHECKING:
@@ -27,8 +27,13 @@ QDQ_OPSET = 13
 """QDQ models from here on stay as they are: per-channel scales came with this opset."""
 
 
-def freeze(proto: onnx.ModelProto, name: str, input_shape: tuple[int, ...] | None, where: str) -> Model:
+def freeze(
+    proto: onnx.ModelProto, name: str, input_shape: tuple[int, ...] | None, where: str
+) -> tuple[Model, Session]:
     """Upgrades, sizes, checks and freezes `proto`, which it may change.
+
+    Returns:
+        The model, and ONNX Runtime with it loaded, for the checks that follow.
 
     Raises:
         ModelError: an input has an unknown size other than the batch, the graph has no inputs, or a
@@ -46,8 +51,7 @@ def freeze(proto: onnx.ModelProto, name: str, input_shape: tuple[int, ...] | Non
     _require_known_sizes(proto, where)
     infer_outputs(proto)
     model = onnx_model(proto, name)
-    check_runs(model.payload, where)
-    return model
+    return model, open_checked(model.payload, where)
 
 
 def strip_traces(proto: onnx.ModelProto) -> None:
@@ -114,10 +118,10 @@ def check_valid(proto: onnx.ModelProto, where: str) -> None:
         )
 
 
-def check_runs(payload: bytes, where: str) -> None:
-    """Raises unless ONNX Runtime can load the model."""
+def open_checked(payload: bytes, where: str) -> Session:
+    """Loads the model into ONNX Runtime, or raises what says why that cannot be, and what to do."""
     try:
-        open_session(payload, "onnx")
+        return open_session(payload, "onnx", threads=0)
     except UnicodeDecodeError as error:
         raise ModelUnreadable(
             "the model has a name that is no text; the file may be corrupt",

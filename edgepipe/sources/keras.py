@@ -84,12 +84,12 @@ def _load(request: Request, kind: Kind) -> Source:
             np.save(folder / "sample.npy", request.sample)
         run_child("edgepipe.sources._tensorflow_child", [temporary], where)
         proto = read_converted(folder / "model.onnx")
-        model = freeze(proto, request.path.stem, request.input_shape, where)
-        model = settle_batch(model, request.emit)
+        model, session = freeze(proto, request.path.stem, request.input_shape, where)
+        model, session = settle_batch(model, session, request.emit)
         trial = Trial(model.inputs, request)
         tensorflow = json.loads((folder / "versions.json").read_text())["tensorflow"]
         reference = _read_reference(folder / "reference.npz", len(trial.feeds))
-        fidelity = trial.judge(reference, model.payload, by=f"TensorFlow {tensorflow}")
+        fidelity = trial.judge(reference, session, by=f"TensorFlow {tensorflow}")
         running.detail = str(fidelity)
     return Source(model=model, origin=request.origin, kind=kind, fidelity=fidelity)
 

@@ -17,6 +17,8 @@ from edgepipe.sources.source import Fidelity, Request, Source
 if TYPE_CHECKING:
     import onnx
 
+    from edgepipe.runtime import Session
+
 LARGEST_BYTES = 2**31 - 1
 """Protocol buffers end here."""
 
@@ -36,14 +38,14 @@ def load_onnx(request: Request) -> Source:
         opset = opset_of(proto)
         single = _copy(proto)
         precision = to_float32(single)
-        model = freeze(single, request.path.stem, request.input_shape, where)
+        model, session = freeze(single, request.path.stem, request.input_shape, where)
         upgraded = opset_of(model.to_onnx()) != opset
         fidelity = None
         if precision:
-            fidelity = compare_original(proto, model, request)
+            fidelity = compare_original(proto, model, session, request)
         elif upgraded:
-            fidelity = _compare_upgrade(proto, model, request)
-        model = settle_batch(model, request.emit)
+            fidelity = _compare_upgrade(proto, model, session, request)
+        model, _ = settle_batch(model, session, request.emit)
         parts = ["QDQ model, taken as it is" if quantizes_activations(proto.graph) else f"opset {opset}"]
         if upgraded:
             parts.append(f"upgraded to {OPSET}")
@@ -89,13 +91,13 @@ def _read(request: Request) -> onnx.ModelProto:
     return proto
 
 
-def _compare_upgrade(proto: onnx.ModelProto, model: Model, request: Request) -> Fidelity:
+def _compare_upgrade(proto: onnx.ModelProto, model: Model, session: Session, request: Request) -> Fidelity:
     import onnxruntime
 
     trial = Trial(model.inputs, request)
     reference = run_onnx(proto.SerializeToString(), trial.feeds)
     by = f"ONNX Runtime {onnxruntime.__version__} at opset {opset_of(proto)}"
-    return trial.judge(reference, model.payload, by=by)
+    return trial.judge(reference, session, by=by)
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgepipe.model import Model
+    from edgepipe.runtime import Session
     from edgepipe.sources.fidelity import Tensors
     from edgepipe.sources.source import Fidelity, Request
 
@@ -60,8 +61,8 @@ def to_float32(proto: onnx.ModelProto) -> str:
     return " and ".join(sorted(found))
 
 
-def compare_original(original: onnx.ModelProto, model: Model, request: Request) -> Fidelity:
-    """Checks the float32 graph against the original, run in its own precision.
+def compare_original(original: onnx.ModelProto, model: Model, session: Session, request: Request) -> Fidelity:
+    """Checks the float32 graph, which `session` has loaded, against the original, run in its own precision.
 
     ONNX Runtime runs the original, or, as it has few float64 kernels, ONNX's reference implementation.
     Quantized activations are compared before they are rounded, on either side: a difference of one bit may
@@ -82,19 +83,19 @@ def compare_original(original: onnx.ModelProto, model: Model, request: Request) 
         [x.astype(spec.dtype) for x, spec in zip(feed, model.inputs, strict=True)] for feed in native
     ]
     by = f"ONNX Runtime {onnxruntime.__version__} in the original precision"
-    payload = model.payload
+    single: bytes | Session = session
     if quantizes_activations(original.graph):
         original = _unrounded(original)
-        single = _unrounded(original)
-        to_float32(single)
-        payload = single.SerializeToString()
+        unrounded = _unrounded(original)
+        to_float32(unrounded)
+        single = unrounded.SerializeToString()
     try:
         reference = run_onnx(original.SerializeToString(), native)
     except ModelError:
         by = f"onnx {onnx.__version__}'s reference in the original precision"
         reference = _run_reference(original, native)
     half = any(dtype == np.float16 for dtype in _dtypes(original))
-    return trial.judge(reference, payload, by=by, bound=HALF_BOUND if half else RELATIVE_BOUND)
+    return trial.judge(reference, single, by=by, bound=HALF_BOUND if half else RELATIVE_BOUND)
 
 
 def _unrounded(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -41,13 +41,13 @@ def load_tflite(request: Request) -> Source:
     with stage(request.emit, "convert TFLite to ONNX") as running:
         payload, note = float_weights(_read(request.path), where)
         proto = _convert(payload, where)
-        model = freeze(proto, request.path.stem, request.input_shape, where)
-        model = settle_batch(model, request.emit)
+        model, session = freeze(proto, request.path.stem, request.input_shape, where)
+        model, session = settle_batch(model, session, request.emit)
         trial = Trial(model.inputs, request)
-        session = open_session(payload, "tflite")
-        reference = [session.run(feed) for feed in trial.feeds]
+        original = open_session(payload, "tflite")
+        reference = [original.run(feed) for feed in trial.feeds]
         by = f"LiteRT {version('ai-edge-litert')}"
-        fidelity = trial.judge(reference, model.payload, by=by, note=note)
+        fidelity = trial.judge(reference, session, by=by, note=note)
         running.detail = str(fidelity)
     return Source(model=model, origin=request.origin, kind="tflite", fidelity=fidelity)
 

@@ -180,12 +180,12 @@ def _finish(proto: onnx.ModelProto, run: Run, request: Request, kind: Kind) -> S
     import torch
 
     shape = request.input_shape if kind == "torch-export" else None
-    model = freeze(proto, request.path.stem, shape, request.origin)
-    model = settle_batch(model, request.emit)
+    model, session = freeze(proto, request.path.stem, shape, request.origin)
+    model, session = settle_batch(model, session, request.emit)
     trial = Trial(model.inputs, request)
     with torch.no_grad():
         reference = [_arrays(run(*map(torch.from_numpy, feed))) for feed in trial.feeds]
-    fidelity = trial.judge(reference, model.payload, by=f"torch {torch.__version__}")
+    fidelity = trial.judge(reference, session, by=f"torch {torch.__version__}")
     return Source(model=model, origin=request.origin, kind=kind, fidelity=fidelity)
 
 

@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -335,3 +336,17 @@ def test_an_unknown_tensor_type_in_an_old_model(cnn, save_onnx):
     proto.graph.initializer[0].data_type = 29
     with pytest.raises(errors.ModelError):
         load(save_onnx(proto))
+
+
+@pytest.mark.parametrize(("opset", "times"), [(18, 1), (13, 2)])
+def test_a_model_is_loaded_into_the_runtime_once(cnn, save_onnx, monkeypatch, opset, times):
+    opened = []
+    open_once = onnxruntime.InferenceSession
+
+    def watched(*arguments, **options):
+        opened.append(arguments)
+        return open_once(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    load(str(save_onnx(cnn(opset=opset))))
+    assert len(opened) == times  # and, to compare an upgraded one with it, the original
