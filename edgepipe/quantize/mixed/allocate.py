@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 Width = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 Sensitivity = Literal["sqnr", "kl", "gradient"]
+_NEGLIGIBLE = 1e-5
+"""A cost that nobody would notice: 50 dB, or as many nats."""
 _LINEAR_BITS = 4
 """Above this width errors are so small that the outputs' follow them in proportion."""
 
@@ -291,14 +294,22 @@ class QuantizeMixed(QuantizeStatic, frozen=True, kw_only=True):
         cost, single_cost = assignment_costs(model, x, trials, [mixed, single], measure)
         if cost <= single_cost:
             return mixed
-        context.emit(
-            Warned(
-                "mixed precision is no better here than a single width within the budget, which is taken "
-                f"instead: {measure} costs {single_cost:.2g} against {cost:.2g}",
-                remedy="give more calibration samples, or take another sensitivity",
+        if cost > _NEGLIGIBLE:
+            context.emit(
+                Warned(
+                    "mixed precision is no better here than a single width within the budget, which is taken "
+                    f"instead: {_told(single_cost, measure)} against {_told(cost, measure)}",
+                    remedy="give more calibration samples, or take another sensitivity",
+                )
             )
-        )
         return single
+
+
+def _told(cost: float, measure: Measure) -> str:
+    """A cost for people: ``31.2 dB``, ``0.021 nats``."""
+    if measure == "kl":
+        return f"{cost:.2g} nats"
+    return f"{-10 * math.log10(cost):.1f} dB" if cost > 0 else "no error"
 
 
 def _measured(layer: Layer) -> int:

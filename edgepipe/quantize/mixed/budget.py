@@ -10,6 +10,7 @@ HiGHS, which SciPy brings, solves it to the optimum within milliseconds.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,12 +33,16 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         limit: The most that may be spent.
         spending: What each option of each layer spends, one tuple a layer; not negative.
         fixed: What is spent whatever is chosen.
+        unit: What amounts are told in: "KiB".
+        amount: How much one of it is.
     """
 
     resource: str
     limit: int
     spending: tuple[tuple[int, ...], ...]
     fixed: int = 0
+    unit: str = ""
+    amount: float = 1.0
 
     def spent(self, chosen: Sequence[int]) -> int:
         """What an assignment spends in all: `chosen` holds the number of an option for each layer."""
@@ -47,6 +52,16 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     def least(self) -> int:
         """The least that can be spent."""
         return self.fixed + sum(map(min, self.spending))
+
+    def told(self) -> str:
+        """The limit and what can be spent, for people; rounding never makes the one seem the other."""
+        most = self.fixed + sum(map(max, self.spending))
+        limit = math.floor(100 * self.limit / self.amount) / 100
+        least, greatest = (math.ceil(100 * each / self.amount) / 100 for each in (self.least, most))
+        unit = f" {self.unit}" if self.unit else ""
+        return (
+            f"a limit of {limit:,.2f}{unit}; the candidates reach from {least:,.2f} to {greatest:,.2f}{unit}"
+        )
 
 
 def allocate(costs: Sequence[Sequence[float]], budgets: Sequence[Budget]) -> tuple[int, ...]:
@@ -67,7 +82,7 @@ def allocate(costs: Sequence[Sequence[float]], budgets: Sequence[Budget]) -> tup
             raise RecipeError(
                 "no choice of bits keeps within the budget",
                 where=budget.resource,
-                got=f"a limit of {budget.limit:,}, and the least possible is {budget.least:,}",
+                got=budget.told(),
                 remedy="raise the limit, or allow fewer bits among the candidates",
             )
     if not costs:
@@ -149,10 +164,9 @@ def _silence() -> Iterator[None]:
 
 
 def _infeasible(budgets: Sequence[Budget]) -> RecipeError:
-    limits = "; ".join(f"{budget.resource} {budget.least:,} of {budget.limit:,}" for budget in budgets)
     return RecipeError(
         "no choice of bits keeps within all budgets together",
         where="budgets",
-        got=f"each alone, least possible and limit: {limits}",
+        got=", and ".join(f"{budget.resource}: {budget.told()}" for budget in budgets),
         remedy="raise one of the limits, or allow fewer bits among the candidates",
     )

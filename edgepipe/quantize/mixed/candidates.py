@@ -21,7 +21,7 @@ from edgepipe.quantize import grid as g
 from edgepipe.quantize.layerwise.gptq import round_in_order
 from edgepipe.quantize.layerwise.unfold import count_rows, from_matrix, rows_at, to_matrix
 from edgepipe.quantize.scheme import FLOAT_BITS
-from edgepipe.quantize.weights import Granularity, channel_axis, mean_output_error
+from edgepipe.quantize.weights import Granularity, channel_axis, channels_of, mean_output_error
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -57,7 +57,7 @@ def float_constants(node: ir.Node) -> Constants:
     """The constants of a linear op as they are; zeros for a bias that it could have."""
     weight, bias = edit.array_at(node, 1), edit.constant_input(node, 2)
     if bias is None and node.op_type != "MatMul":
-        bias = np.zeros(_outputs(node, weight), np.float32)
+        bias = np.zeros(channels_of(node), np.float32)
     return Constants(weight, bias)
 
 
@@ -253,9 +253,3 @@ def _on_grid(
     rounded = weight / steps
     np.clip(np.rint(rounded, out=rounded), -largest, largest, out=rounded)
     return np.asarray(np.multiply(rounded, steps, out=rounded), np.float32)
-
-
-def _outputs(node: ir.Node, weight: NDArray[np.float32]) -> int:
-    if node.op_type == "ConvTranspose":
-        return int(weight.shape[1]) * edit.integer(node, "group", 1)
-    return int(weight.shape[channel_axis(node) or 0])

@@ -76,9 +76,12 @@ def _positions(node: ir.Node) -> int:
 
 def average_bits(layers: Sequence[Layer], limit: float) -> Budget:
     """At most `limit` bits a weight, averaged over all weights of all layers."""
+    weights = sum(layer.weights for layer in layers)
     return Budget(
-        resource="weight bits",
-        limit=math.floor(limit * sum(layer.weights for layer in layers) + 1e-6),
+        resource="average weight bits",
+        unit="bits a weight",
+        amount=max(weights, 1),
+        limit=math.floor(limit * weights + 1e-6),
         spending=tuple(tuple(layer.weights * bits for bits in layer.widths) for layer in layers),
     )
 
@@ -86,7 +89,9 @@ def average_bits(layers: Sequence[Layer], limit: float) -> Budget:
 def size(layers: Sequence[Layer], limit: int, fixed: int) -> Budget:
     """At most `limit` bytes of the file, of which `fixed` are not weights."""
     return Budget(
-        resource="bytes of the file",
+        resource="size of the file",
+        unit="KiB",
+        amount=1024,
         limit=limit,
         spending=tuple(tuple(layer.stored_bytes(bits) for bits in layer.widths) for layer in layers),
         fixed=fixed,
@@ -95,9 +100,12 @@ def size(layers: Sequence[Layer], limit: int, fixed: int) -> Budget:
 
 def bit_operations(layers: Sequence[Layer], share: float) -> Budget:
     """At most this share of the bit operations that 8-bit weights and activations need throughout."""
+    plain = sum(layer.macs * 64 for layer in layers)
     return Budget(
         resource="bit operations",
-        limit=math.floor(share * sum(layer.macs * 64 for layer in layers)),
+        unit="of what 8 bits throughout need",
+        amount=max(plain, 1),
+        limit=math.floor(share * plain),
         spending=tuple(tuple(layer.bit_operations(bits) for bits in layer.widths) for layer in layers),
     )
 
@@ -123,7 +131,9 @@ def latency(layers: Sequence[Layer], table: Mapping[str, Mapping[int, float]], l
                 remedy="measure it at every candidate width, or leave those widths out",
             )
     return Budget(
-        resource="nanoseconds",
+        resource="latency",
+        unit="µs",
+        amount=1000,
         limit=math.floor(1000 * limit_us),
         spending=tuple(
             tuple(round(1000 * table[layer.name][bits]) for bits in layer.widths) for layer in layers

@@ -210,6 +210,44 @@ def test_a_budget_out_of_reach_is_refused_before_any_work(network, make_context)
     assert not [event for event in events if isinstance(event, Warned)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "limit", "least", "most"),
+    [
+        ({"average_weight_bits": 1.5}, "1.50 bits a weight", "4.00", "8.00 bits a weight"),
+        ({"bit_operations_share": 0.25}, "0.25 of what 8 bits throughout need", "0.50", "1.00 of what"),
+        ({"size_bytes": 2048}, "2.00 KiB", "", "KiB"),
+    ],
+)
+def test_a_refused_budget_tells_its_unit_and_what_can_be_had(
+    network, make_context, settings, limit, least, most
+):
+    context = make_context(np.ones((2, 3, 12, 12), np.float32))
+    with pytest.raises(RecipeError) as caught:
+        QuantizeMixed(weight_candidates=(4, 8), **settings).apply(network, context)
+    assert f"a limit of {limit}; the candidates reach from {least}" in caught.value.got
+    assert caught.value.got.endswith(most) or f"to {most}" in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "costs", "told"),
+    [
+        ("sqnr", [4e-3, 2e-3], "27.0 dB against 24.0 dB"),
+        ("sqnr", [9e-6, 2e-6], None),
+        ("kl", [0.02, 0.01], "0.01 nats against 0.02 nats"),
+        ("kl", [9e-6, 0.0], None),
+    ],
+)
+def test_a_single_width_that_is_better_is_told_where_it_matters(
+    network, samples, make_context, monkeypatch, sensitivity, costs, told
+):
+    monkeypatch.setattr("edgepipe.quantize.mixed.allocate.assignment_costs", lambda *_: costs)
+    events = []
+    mixed = QuantizeMixed(average_weight_bits=4, sensitivity=sensitivity)
+    context = make_context(samples, emit=events.append)
+    assert mixed._cheaper((0, 1), (1, 1), network, [], context) == (1, 1)
+    assert [told in event.text for event in events] == ([True] if told else [])
+
+
 @pytest.mark.parametrize("settings", [{}, {"average_weight_bits": 4, "weight_bits": 4}])
 def test_settings_that_contradict_the_pass(settings):
     with pytest.raises(RecipeError):

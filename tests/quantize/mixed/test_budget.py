@@ -56,7 +56,12 @@ def test_an_impossible_budget_names_the_least_possible():
     budget = Budget(resource="bytes of weights", limit=10, spending=((8, 4), (16, 7)), fixed=1)
     with pytest.raises(RecipeError, match="bytes of weights") as caught:
         allocate([[0.0, 1.0], [0.0, 1.0]], [budget])
-    assert "12" in caught.value.got
+    assert caught.value.got == "a limit of 10.00; the candidates reach from 12.00 to 25.00"
+
+
+def test_a_limit_a_hair_below_the_least_does_not_look_like_it():
+    budget = Budget(resource="size", limit=20479, spending=((20480,),), unit="KiB", amount=1024)
+    assert budget.told() == "a limit of 19.99 KiB; the candidates reach from 20.00 to 20.00 KiB"
 
 
 def test_budgets_that_exclude_each_other():
