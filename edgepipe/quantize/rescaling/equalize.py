@@ -15,15 +15,12 @@ from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize.emit import clip_bounds
 from edgepipe.quantize.rescaling.channels import Channels, find_channels, is_linear
-from edgepipe.quantize.rescaling.factors import rescale
+from edgepipe.quantize.rescaling.factors import MOST, rescale
 from edgepipe.quantize.rescaling.noise import Layer, least_noise, make_layers, noise
 from edgepipe.quantize.rescaling.spread import measure_spread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_FACTOR = 2.0**10
-"""Greatest factor, and the inverse of the least: beyond, a channel is as good as dead."""
 
 
 class Equalize(Pass, frozen=True, kw_only=True):
@@ -93,7 +90,7 @@ class Equalize(Pass, frozen=True, kw_only=True):
             order = sorted(bounded, key=lambda index: (-worth[index], index))
             fixed -= set(order[: self.free_clips])
         return [
-            np.clip(each, 1 / _FACTOR, _FACTOR)
+            np.clip(each, 1 / MOST, MOST)
             for each in least_noise(layers, sets, fixed, self.granularity, self.rounds)
         ]
 

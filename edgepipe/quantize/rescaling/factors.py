@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Factors = NDArray[np.float64]
 
+MOST = 2.0**10
+"""Greatest factor, and the inverse of the least: beyond, a channel is as good as dead."""
+
 
 def rescale(graph: ir.Graph, channels: Channels, factors: Factors) -> None:
     """Divides the activations `channels` by `factors`, and lets what reads them make up for it.

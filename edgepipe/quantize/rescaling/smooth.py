@@ -14,15 +14,13 @@ from edgepipe.graph import edit
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize.rescaling.channels import Channels, find_channels
-from edgepipe.quantize.rescaling.factors import magnitudes, rescale
+from edgepipe.quantize.rescaling.factors import MOST, magnitudes, rescale
 from edgepipe.quantize.rescaling.spread import Spread, measure_spread
 
 if TYPE_CHECKING:
     Vector = NDArray[np.float64]
 
 _DENSE = frozenset({"Gemm", "MatMul"})
-_FACTOR = 2.0**10
-"""Greatest factor, and the inverse of the least: beyond, a channel is as good as dead."""
 _STRENGTHS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
 """Strengths that a search tries for each layer; 0.0 stands for leaving it as it is."""
 
@@ -108,7 +106,7 @@ def migration(peaks: Vector, weights: Vector, strength: float) -> Vector:
         return np.ones_like(peaks)
     logs = strength * np.log(np.where(alive, peaks, 1)) - (1 - strength) * np.log(np.where(alive, weights, 1))
     centred = np.where(alive, logs - logs[alive].mean(), 0.0)
-    return np.clip(np.exp(centred), 1 / _FACTOR, _FACTOR)
+    return np.clip(np.exp(centred), 1 / MOST, MOST)
 
 
 def _rounding_noise(weight: Vector, spread: Spread, factors: Vector) -> float:
