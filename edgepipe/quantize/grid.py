@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_SCALE = 1e-9
-"""Least scale of an activation: its product with a weight's scale stays far from subnormal numbers."""
-SMALLEST_WEIGHT_SCALE = 1e-12
+SMALLEST_SCALE = 1e-18
+"""Least scale of an activation: its product with another, or with a weight's, is a normal float32."""
+SMALLEST_WEIGHT_SCALE = 1e-19
 INT32_MAX = 2**31 - 1
 
 

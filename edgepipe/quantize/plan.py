@@ -168,6 +168,16 @@ def is_clip_of_linear(node: ir.Node) -> bool:
     return len(source.uses()) == 1 and not source.is_graph_output()
 
 
+def holder(value: ir.Value, grids: Mapping[ir.Value, Grid]) -> ir.Value | None:
+    """What holds a result on a grid: the value, or the output of the activation function behind it."""
+    if value in grids:
+        return value
+    readers = list(value.consumers())
+    if len(readers) == 1 and readers[0].outputs[0] in grids:
+        return readers[0].outputs[0]
+    return None
+
+
 def width(value: ir.Value, schemes: Mapping[ir.Node, Scheme]) -> ActivationBits:
     """Bits of a tensor's integers: those of the op that makes it, else the most that a reader wants."""
     producer = value.producer()

@@ -26,6 +26,7 @@ from edgepipe.quantize.calibration.ranges import (
 from edgepipe.quantize.groups import share_grids
 from edgepipe.quantize.layerwise.sequence import Task, round_layerwise
 from edgepipe.quantize.layerwise.twin import quantize_activations, walk_both
+from edgepipe.quantize.limits import keep_within_limits
 from edgepipe.quantize.plan import Plan, make_plan
 from edgepipe.quantize.scheme import ActivationBits, Override, Scheme, WeightBits, assign
 from edgepipe.quantize.sums import align_sums
@@ -112,6 +113,11 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         _warn_of_float(plan, context.emit)
         seen = self._observe(model, plan, context.calibration, context.emit)
         grids = self._grids(model, plan, seen, context.calibration, context)
+        ranges = {value: _span(seen[str(value.name)]) for value in plan.tensors}
+        plan, grids = keep_within_limits(
+            graph_model.graph, plan, grids, ranges, symmetric=symmetric, emit=context.emit
+        )
+        _check_plan(plan, graph_model, model.name)
         with stage(context.emit, "round weights") as rounding:
             linears = [
                 self._linear(node, grids, seen, plan.schemes[node].weight_bits) for node in plan.linears

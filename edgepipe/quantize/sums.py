@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edgepipe.quantize.grid import Grid
-from edgepipe.quantize.plan import Plan
+from edgepipe.quantize.plan import Plan, holder
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,7 +49,7 @@ def align_sums(
     settled = set(plan.fixed)
     for node in reversed([node for node in plan.schemes if node.op_type in _SUMS]):
         operands = [value for value in node.inputs if value in aligned]
-        result = _result(node, aligned)
+        result = holder(node.outputs[0], aligned)
         if result is None or len(operands) < 2:
             continue
         settled.update(members.get(result, (result,)))
@@ -65,14 +65,3 @@ def align_sums(
                     aligned.update(dict.fromkeys(members[value], grid))
             settled.update(members.get(value, (value,)))
     return aligned
-
-
-def _result(node: ir.Node, grids: Mapping[ir.Value, Grid]) -> ir.Value | None:
-    """What holds the sum on a grid: its output, or that of the activation function behind it."""
-    value = node.outputs[0]
-    if value in grids:
-        return value
-    readers = list(value.consumers())
-    if len(readers) == 1 and readers[0].outputs[0] in grids:
-        return readers[0].outputs[0]
-    return None
