@@ -9,6 +9,7 @@ from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
 from edgepipe.convert.tflite.lower import RULES
 from edgepipe.convert.tflite.lower.site import computes_on_integers
 from edgepipe.convert.tflite.lower.weights import output_axis
+from edgepipe.convert.tflite.narrow import widen
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NAMED = 5
@@ -40,6 +41,8 @@ def settle(graph: Graph) -> Settled:
     A channel whose integers fit int8 once the zero point is taken off keeps its very scale and reals. Any
     other gets the least scale that holds it, and its weights are rounded again.
 
+    Weights of 4 bits that would make a convolution slow are widened, as `widen` tells.
+
     Args:
         graph: A graph that is ready to be lowered.
     """
@@ -53,11 +56,13 @@ def settle(graph: Graph) -> Settled:
             rounded = _symmetric(values[node.inputs[1]], axis)
             values[node.inputs[1]] = rounded.value
             changes[node.name] = rounded.change
-    graph = msgspec.structs.replace(graph, values=values)
+    widened = widen(msgspec.structs.replace(graph, values=values))
+    graph = widened.graph
     notes = [
         _float_note(graph),
         _coarse_note(graph),
         _wide_note(graph),
+        _slow_note([node.name for node in widened.slow]),
         _weight_note({name: part for name, part in changes.items() if part}),
     ]
     return Settled(graph, tuple(note for note in notes if note))
@@ -97,6 +102,16 @@ def _symmetric(weight: Value, axis: int) -> _Rounded:
     grid = Grid(tuple(map(float, own)), (0,) * channels, axis)
     change = float((errors * ~fits).max(initial=0.0))
     return _Rounded(msgspec.structs.replace(weight, data=data, grid=grid), change)
+
+
+def _slow_note(names: list[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f"{_count(names, 'convolution')} on int4 weights, which LiteRT computes as slowly as in float, some "
+        "outputs a step too high; weight_bits = 8 takes about a third of the time and twice the bytes: "
+        f"{_listed(names)}"
+    )
 
 
 def _weight_note(changes: dict[str, float]) -> str:
