@@ -232,7 +232,7 @@ class _Comparison:
 
     def __init__(self, data: Dataset | None) -> None:
         self._data = data
-        self._last: tuple[str, NDArray[Any] | None] = ("", None)
+        self._last: tuple[str, list[NDArray[Any]]] = ("", [])
 
     def sqnr_db(self, before: Model, after: Model) -> float | None:
         """SQNR of the outputs after a pass against those before; None where unknown or exact."""
@@ -243,19 +243,26 @@ class _Comparison:
             or len(before.inputs) != 1
         ):
             return None
-        exact, found = self._outputs(before, self._data), self._outputs(after, self._data)
-        if exact is None or found is None or not np.isfinite([exact, found]).all():
+        few = not is_quantized(after)
+        exact, found = self._outputs(before, self._data, few=few), self._outputs(after, self._data)
+        runs = min(len(exact), len(found))
+        if not runs:
             return None
-        return sqnr_db(exact, found)
+        pair = [np.concatenate(each[:runs]) for each in (exact, found)]
+        return sqnr_db(*pair) if np.isfinite(pair).all() else None
 
-    def _outputs(self, model: Model, data: Dataset) -> NDArray[Any] | None:
-        """All outputs in a row; None where the samples do not fill a batch. The last ones are kept."""
+    def _outputs(self, model: Model, data: Dataset, *, few: bool = False) -> list[NDArray[Any]]:
+        """All outputs in a row, by batch; none where the samples do not fill one. The last ones are kept.
+
+        A model that another pass takes gets all samples, for whatever that does. `few` is for the first,
+        where it is compared with a graph in float alone, which differs on any sample or on none.
+        """
         if self._last[0] != model.digest:
             fixed = model.inputs[0].shape[0]
-            size, count = fixed or _BATCH, min(COMPARED_SAMPLES, len(data))
+            size, count = fixed or _BATCH, min(_BATCH if few else COMPARED_SAMPLES, len(data))
             batches = [data.x[start : min(start + size, count)] for start in range(0, count, size)]
             full = [np.ascontiguousarray(batch) for batch in batches if len(batch) == (fixed or len(batch))]
-            session = open_session(model.payload, "onnx")
-            parts = [values.ravel() for batch in full for values in session.run([batch])]
-            self._last = model.digest, np.concatenate(parts) if parts else None
+            session = open_session(model.payload, "onnx", threads=0)
+            runs = [session.run([batch]) for batch in full]
+            self._last = model.digest, [np.concatenate([each.ravel() for each in run]) for run in runs]
         return self._last[1]

@@ -1,5 +1,7 @@
 """The driver: what it checks, records and caches. And the laws that hold for every pass there is."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -112,6 +114,25 @@ def test_the_sqnr_of_a_step_is_that_of_the_outputs(net, samples, make_context):
     )
     expected = 10 * np.log10(np.square(exact).sum() / np.square(exact - found).sum())
     assert steps[1].sqnr_db == pytest.approx(expected, abs=0.05)
+
+
+def test_few_samples_tell_floats_apart(net, samples, make_context, monkeypatch):
+    ran = []
+    real = pipeline.open_session
+
+    def watched(payload, kind, **options):
+        session = real(payload, kind, **options)
+        ran.append(0)
+
+        def run(inputs):
+            ran[-1] += len(inputs[0])
+            return session.run(inputs)
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(pipeline, "open_session", watched)
+    pipeline.run(load_recipe("int8_fast"), net, make_context(samples), cache=None)
+    assert ran == [4, pipeline.COMPARED_SAMPLES, pipeline.COMPARED_SAMPLES]
 
 
 def test_results_come_from_the_cache_while_nothing_changes(net, samples, make_context, tmp_path):
