@@ -85,14 +85,14 @@ def load_pass(name: str) -> type[Pass]:
     Raises:
         RecipeError: There is no such pass, or the package that offers it is broken.
     """
+    if name in PASSES:
+        return _import_pass(name, PASSES[name])
     for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name == name and name not in PASSES:
+        if entry.name == name:
             return _import_pass(name, entry.value)
-    if name not in PASSES:
-        raise RecipeError(
-            "there is no such pass", got=name, remedy=_suggestion(name, list_passes(), "passes list")
-        )
-    return _import_pass(name, PASSES[name])
+    raise RecipeError(
+        "there is no such pass", got=name, remedy=_suggestion(name, list_passes(), "passes list")
+    )
 
 
 def _import_pass(name: str, place: str) -> type[Pass]:

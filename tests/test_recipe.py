@@ -194,3 +194,8 @@ def test_a_value_that_does_not_fit_is_told_with_what_would(tmp_path, line, got, 
     assert got in raised.value.got
     assert takes in raised.value.remedy
     assert "passes show quantize.static" in raised.value.remedy
+
+
+def test_edgepipes_own_passes_are_found_without_a_look_at_every_package(monkeypatch):
+    monkeypatch.setattr(recipe, "entry_points", lambda **_: pytest.fail("looked at the packages installed"))
+    assert recipe.load_pass("quantize.static").__name__ == "QuantizeStatic"
