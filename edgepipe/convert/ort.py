@@ -92,8 +92,11 @@ def _without_overhangs(model: Model) -> onnx.ModelProto:
     """
     import onnx_ir as ir
 
+    proto = model.to_onnx()
+    if not overhang.may_overhang(proto.graph):
+        return proto
     graph_model = edit.open_graph(model)
-    return ir.to_proto(graph_model) if overhang.settle(graph_model.graph) else model.to_onnx()
+    return ir.to_proto(graph_model) if overhang.settle(graph_model.graph) else proto
 
 
 def _port(spec: TensorSpec, grids: dict[str, qdq.PortGrid]) -> Port:

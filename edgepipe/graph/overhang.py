@@ -14,6 +14,7 @@ import numpy as np
 from edgepipe.graph import edit
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 
@@ -41,6 +42,16 @@ class _Axis(msgspec.Struct, frozen=True):
     def pads(self) -> tuple[int, int]:
         """What to pad with so that no other window begins inside the padded input."""
         return self.before, self.after if self.overhangs else max(self.after - self.rest, 0)
+
+
+def may_overhang(graph: onnx.GraphProto) -> bool:
+    """Whether there is a pool that `settle` would look at: less work to tell than to look."""
+    return any(
+        attribute.name == "ceil_mode" and attribute.i
+        for node in graph.node
+        if node.op_type == "AveragePool"
+        for attribute in node.attribute
+    )
 
 
 def settle(graph: ir.Graph) -> bool:

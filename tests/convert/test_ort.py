@@ -212,3 +212,8 @@ def test_a_second_dynamic_size_is_refused(build_model):
     model = build_model("net (float[n,3,h,8] x) => (float[n,3,h,8] y) { y = Relu(x) }")
     with pytest.raises(ModelError, match="--input-shape"):
         ort.emit(model, activation="int8")
+
+
+def test_without_pools_that_overhang_the_graph_is_not_opened(quantized, monkeypatch):
+    monkeypatch.setattr(ort.edit, "open_graph", lambda _: pytest.fail("inferred all shapes for nothing"))
+    assert ort.emit(quantized, activation="uint8").precision == "int8"
