@@ -6,6 +6,7 @@ samples and evaluation are made of, never a device's latency.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,13 @@ from edgepipe.events import Emit, silent, stage
 
 BATCH = 16
 """Samples for each call where the file takes any batch: enough to amortise the call, small in memory."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: more threads than that wait for one another, spinning."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Session(Protocol):
@@ -64,7 +72,7 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(payload, options, ["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises a dozen unrelated classes
             raise _unreadable("ONNX Runtime", error) from error
-        self.version = version("onnxruntime")
+        self.version = _version("onnxruntime")
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._names = [node.name for node in self._session.get_inputs()]
         shapes = [node.shape for node in self._session.get_inputs()]
@@ -93,7 +101,7 @@ class TfliteSession:
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise _unreadable("LiteRT", error) from error
-        self.version = version("ai-edge-litert")
+        self.version = _version("ai-edge-litert")
         self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
         signatures = [detail["shape_signature"] for detail in self._inputs]
@@ -230,6 +238,12 @@ def infer(
 
 def _source_shape(port: Port) -> tuple[int, ...]:
     return tuple(port.shape[axis] for axis in np.argsort(port.permutation))
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Version of an installed package: reading its metadata takes as long as loading a small model."""
+    return version(package)
 
 
 @contextmanager

@@ -28,9 +28,21 @@ QDQ_OPSET = 13
 
 
 def freeze(
-    proto: onnx.ModelProto, name: str, input_shape: tuple[int, ...] | None, where: str
+    proto: onnx.ModelProto,
+    name: str,
+    input_shape: tuple[int, ...] | None,
+    where: str,
+    *,
+    checked: bool = False,
 ) -> tuple[Model, Session]:
     """Upgrades, sizes, checks and freezes `proto`, which it may change.
+
+    Args:
+        proto: The graph.
+        name: What to call the model.
+        input_shape: Sizes of its input; None for those it has.
+        where: Its place, for messages.
+        checked: Whether `check_valid` has accepted it already.
 
     Returns:
         The model, and ONNX Runtime with it loaded, for the checks that follow.
@@ -42,7 +54,8 @@ def freeze(
         UnsupportedOp: ONNX Runtime knows no kernel for an op.
     """
     _mark_dynamic(proto)
-    check_valid(proto, where)
+    if not checked:
+        check_valid(proto, where)
     _refuse_nan(proto, where)
     proto = upgrade(proto, where)
     if quantizes_activations(proto.graph):

@@ -38,7 +38,7 @@ def load_onnx(request: Request) -> Source:
         opset = opset_of(proto)
         single = _copy(proto)
         precision = to_float32(single)
-        model, session = freeze(single, request.path.stem, request.input_shape, where)
+        model, session = freeze(single, request.path.stem, request.input_shape, where, checked=not precision)
         upgraded = opset_of(model.to_onnx()) != opset
         fidelity = None
         if precision:

@@ -350,3 +350,10 @@ def test_a_model_is_loaded_into_the_runtime_once(cnn, save_onnx, monkeypatch, op
     monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
     load(str(save_onnx(cnn(opset=opset))))
     assert len(opened) == times  # and, to compare an upgraded one with it, the original
+
+
+def test_a_float32_file_is_checked_once(cnn, save_onnx, monkeypatch):
+    check, checked = onnx.checker.check_model, []
+    monkeypatch.setattr(onnx.checker, "check_model", lambda proto: (checked.append(proto), check(proto)))
+    load(str(save_onnx(cnn())))
+    assert len(checked) == 1
