@@ -24,6 +24,31 @@ _BATCHES = (2, 3, 5)
 """Batch sizes to try shape arithmetic on: primes, so that a multiple of one is not taken for another."""
 
 
+def lift_tensors(graph: ir.Graph) -> None:
+    """Makes initializers of the Constants that hold a tensor, which are nearly all.
+
+    onnx_ir's own pass, which takes the others, spends most of its time on asking whether each is a tensor.
+    """
+    import onnx_ir as ir
+
+    for node in edit.nodes(graph, "Constant"):
+        result = node.outputs[0]
+        if set(node.attributes) != {"value"} or result.is_graph_output() or result.name is None:
+            continue
+        tensor = node.attributes["value"].value
+        tensor.name = result.name
+        lifted = ir.Value(
+            name=result.name,
+            shape=tensor.shape,
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+            metadata_props=dict(result.metadata_props),
+        )
+        graph.register_initializer(lifted)
+        result.replace_all_uses_with(lifted)
+        graph.remove(node, safe=True)
+
+
 def fold_constants(model: ir.Model) -> bool:
     """Replaces every value that depends on no graph input by an initializer; True where it found one."""
     graph = model.graph

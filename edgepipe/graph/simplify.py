@@ -48,6 +48,7 @@ def _simplify(graph_model: ir.Model, *, fold_normalization: bool) -> ir.Model:
 
     common.InlinePass()(graph_model)
     common.RemoveInitializersFromInputsPass()(graph_model)
+    fold.lift_tensors(graph_model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph_model)
     for _ in range(_ROUNDS):
         changed = [fold.fold_constants(graph_model), fold.fold_batch_reshapes(graph_model)]
