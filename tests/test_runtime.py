@@ -13,7 +13,16 @@ from onnx.reference import ReferenceEvaluator
 
 from edgepipe.bundle import Port
 from edgepipe.errors import DataShapeMismatch, DataTypeMismatch, ModelError, ModelUnreadable
-from edgepipe.runtime import BATCH, dequantize, from_port, infer, open_session, quantize, to_port
+from edgepipe.runtime import (
+    BATCH,
+    dequantize,
+    from_port,
+    infer,
+    open_session,
+    quantize,
+    to_port,
+    usable_cores,
+)
 
 INT8 = Port(name="x", dtype="int8", shape=(1, 4), permutation=(0, 1), scale=0.1, zero_point=3)
 
@@ -201,3 +210,11 @@ def test_who_wants_telemetry_may_have_it():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "0\n"
+
+
+def test_threads_are_no_more_than_the_cores_that_the_process_may_use():
+    program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    program += "from edgepipe.runtime import usable_cores; print(usable_cores())"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "1\n"
+    assert usable_cores() >= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +19,7 @@ from edgepipe.evaluate import Estimate, Judged, compare, evaluate, predictions
 from edgepipe.events import Emit, Warned, silent
 from edgepipe.job import DataSpec
 from edgepipe.model import Model, TensorSpec, onnx_model
-from edgepipe.runtime import infer, open_session
+from edgepipe.runtime import infer, open_session, usable_cores
 from edgepipe.workflow.prepare import check_inputs, model_classes
 
 Outputs = list[NDArray[np.float32]]
@@ -110,7 +109,7 @@ def _unseen(bundle: Bundle, data: Dataset, emit: Emit) -> Dataset:
 
 def model_outputs(model: Model, data: Dataset, emit: Emit = silent) -> Outputs:
     """What an ONNX model computes for every sample: one float32 array [n, ...] for each output."""
-    session = open_session(model.payload, "onnx", threads=os.cpu_count() or 1)
+    session = open_session(model.payload, "onnx", threads=usable_cores())
     return infer(
         session,
         _ports(model.inputs),
@@ -122,7 +121,7 @@ def model_outputs(model: Model, data: Dataset, emit: Emit = silent) -> Outputs:
 
 
 def _artifact_outputs(bundle: Bundle, artifact: Artifact, data: Dataset, emit: Emit) -> Outputs:
-    session = open_session(bundle.read(artifact.name), artifact.format, threads=os.cpu_count() or 1)
+    session = open_session(bundle.read(artifact.name), artifact.format, threads=usable_cores())
     return infer(
         session, artifact.inputs, artifact.outputs, data.x, emit=emit, title=f"evaluate {artifact.name}"
     )

@@ -9,24 +9,28 @@ round: all layers are quantized but this one.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepipe.events import Emit, silent, stage
+from edgepipe.events import Emit, Stage, silent, stage
 from edgepipe.model import Model
 from edgepipe.quantize.explain.diagnose import batches_of, layers_of, open_spliced
 from edgepipe.quantize.explain.diagnosis import Diagnosis
 from edgepipe.quantize.explain.explanation import Gain, LayerExplanation
+from edgepipe.quantize.explain.onward import Course, Variant
 from edgepipe.quantize.explain.pairing import Junction, Pairing, pair
-from edgepipe.quantize.explain.splice import Form, Span, splice
+from edgepipe.quantize.explain.splice import Form, Parts, Span, Spliced
+from edgepipe.quantize.layerwise.twin import samples_held
+from edgepipe.runtime import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
 
+Outputs = Sequence[Sequence[NDArray[Any]]]
+"""The model's outputs, for each batch."""
 _DIGITS = 2
 
 
@@ -35,14 +39,17 @@ class Bench:
 
     def __init__(self, reference: Model, quantized: Model, x: NDArray[Any], diagnosis: Diagnosis) -> None:
         self.pairing: Pairing = pair(reference, quantized)
-        self._input = reference.inputs[0].name
-        self._batches = batches_of(reference, x)
+        self._parts = Parts(self.pairing)
+        self._batches = [{reference.inputs[0].name: batch} for batch in batches_of(reference, x)]
+        size = len(next(iter(self._batches[0].values())))
+        self._held = max(1, samples_held(reference) // size)
         self._spans = {
             layer.tensor: Span(layer.activation.low, layer.activation.high)
             for layer in diagnosis.layers
             if layer.activation
         }
         self._expected = self._outputs({})
+        self._signal = _powers(self._expected)
         self.noise = self.noise_of(self.forms("rounded"))
 
     def forms(self, form: Form, but: Collection[str] = (), *, instead: Form = "float") -> dict[str, Form]:
@@ -51,38 +58,72 @@ class Bench:
 
     def noise_of(self, forms: Mapping[str, Form]) -> float:
         """Error power over signal power, mean over the outputs; infinite where it is not finite."""
-        return self._noise(self._outputs(forms))
+        return self._ratio(_powers(_errors(self._expected, self._outputs(forms))))
 
-    def _noise(self, outputs: Sequence[NDArray[np.float32]]) -> float:
-        ratios = []
-        for expected, given in zip(self._expected, outputs, strict=True):
-            signal = float(np.sum(np.square(expected, dtype=np.float64)))
-            error = float(np.sum(np.square(given.astype(np.float64) - expected)))
-            ratios.append(error / signal if signal else 0.0)
-        mean = sum(ratios) / len(ratios)
+    def noises_of(
+        self, base: Mapping[str, Form], variants: Sequence[Variant], running: Stage, done: int
+    ) -> list[float]:
+        """Likewise of networks that each differ from a base in one junction.
+
+        Args:
+            base: The form of every junction.
+            variants: What is different.
+            running: Told of every one that is done.
+            done: What was done before.
+        """
+        course = Course(self._parts, base, self._spans, _open)
+        totals = {variant: np.zeros(len(self._signal)) for variant in variants}
+        starts = range(0, len(self._batches), self._held)
+        for portion, start in enumerate(starts):
+            some = slice(start, start + self._held)
+            results = course.outputs(variants, self._batches[some])
+            for count, (variant, found) in enumerate(results, start=1):
+                totals[variant] += _powers(_errors(self._expected[some], found))
+                running.advance(done + (portion * len(variants) + count) // len(starts))
+        return [self._ratio(totals[variant]) for variant in variants]
+
+    def _ratio(self, errors: NDArray[np.float64]) -> float:
+        ratios = np.divide(errors, self._signal, out=np.zeros(len(errors)), where=self._signal > 0)
+        mean = float(ratios.mean())
         return mean if math.isfinite(mean) else math.inf
 
     def gain_db(self, forms: Mapping[str, Form]) -> float:
         """What the SQNR of the quantized model gains in these forms; infinite gains are cut at 100 dB."""
-        return self._gain_db(self.noise_of(forms))
+        return self.gain_db_of(self.noise_of(forms))
 
-    def _gain_db(self, noise: float) -> float:
+    def gain_db_of(self, noise: float) -> float:
+        """Likewise, for that noise at the outputs."""
         if not self.noise:
             return 0.0
         return round(min(100.0, 10 * math.log10(self.noise / noise)) if noise else 100.0, _DIGITS)
 
     def gain_of_model_db(self, model: Model) -> float:
         """What the SQNR of another quantized model gains over this one's."""
-        session = open_spliced(model.payload, threads=os.cpu_count() or 1)
-        return self._gain_db(self._noise(self._run(session)))
+        found = self._run(_open(model.payload))
+        return self.gain_db_of(self._ratio(_powers(_errors(self._expected, found))))
 
-    def _outputs(self, forms: Mapping[str, Form]) -> list[NDArray[np.float32]]:
-        payload = splice(self.pairing, forms, spans=self._spans)
-        return self._run(open_spliced(payload, threads=os.cpu_count() or 1))
+    def _outputs(self, forms: Mapping[str, Form]) -> Outputs:
+        return self._run(_open(Spliced(self._parts, forms, self._spans).network()))
 
-    def _run(self, session: onnxruntime.InferenceSession) -> list[NDArray[np.float32]]:
-        runs = [session.run(None, {self._input: batch}) for batch in self._batches]
-        return [np.concatenate(column) for column in zip(*runs, strict=True)]
+    def _run(self, session: onnxruntime.InferenceSession) -> Outputs:
+        return [session.run(None, batch) for batch in self._batches]
+
+
+def _open(payload: bytes) -> onnxruntime.InferenceSession:
+    return open_spliced(payload, threads=usable_cores())
+
+
+def _errors(expected: Outputs, found: Outputs) -> Outputs:
+    return [
+        [given.astype(np.float64) - exact for exact, given in zip(*batch, strict=True)]
+        for batch in zip(expected, found, strict=True)
+    ]
+
+
+def _powers(outputs: Outputs) -> NDArray[np.float64]:
+    """Sum of squares of each output over all batches, float64 [outputs]."""
+    powers = [[np.square(each, dtype=np.float64).sum() for each in batch] for batch in outputs]
+    return np.asarray(np.sum(powers, axis=0), np.float64)
 
 
 def attribute(
@@ -98,17 +139,13 @@ def attribute(
     """
     shown = layers_of(bench.pairing)
     closely = min(closely, len(shown))
-    noises: dict[str, float] = {}
-    with stage(emit, "measure what each layer costs", total=len(shown) + closely) as running:
-        for done, junction in enumerate(shown, start=1):
-            noises[junction.name] = bench.noise_of({junction.name: "rounded"})
-            running.advance(done)
-        total = sum(noise for noise in noises.values() if math.isfinite(noise)) or 1.0
+    with stage(emit, "measure what each layer costs", total=len(shown) + 4 * closely) as running:
+        alone = [Variant(junction.name, "rounded") for junction in shown]
+        costs = bench.noises_of({}, alone, running, 0)
+        noises = {junction.name: cost for junction, cost in zip(shown, costs, strict=True)}
+        total = sum(noise for noise in costs if math.isfinite(noise)) or 1.0
         ranked = sorted(shown, key=lambda junction: -noises[junction.name])
-        gains = {}
-        for done, junction in enumerate(ranked[:closely], start=len(shown) + 1):
-            gains[junction.name] = _gain(bench, junction)
-            running.advance(done)
+        gains = _gains(bench, ranked[:closely], running, len(shown))
         running.detail = f"{len(shown)} layers"
     layers = {layer.tensor: layer for layer in diagnosis.layers}
     return tuple(
@@ -122,15 +159,26 @@ def attribute(
     )
 
 
-def _gain(bench: Bench, junction: Junction) -> Gain:
-    name, weighted = junction.name, junction.weight is not None
-    on_grid = junction.grid is not None
-    return Gain(
-        weight_sqnr_db=sqnr_db(bench.noise_of({name: "weight"})) if weighted else None,
-        grid_sqnr_db=sqnr_db(bench.noise_of({name: "grid"})) if on_grid else None,
-        float_db=bench.gain_db(bench.forms("rounded", {name})),
-        wide_db=bench.gain_db(bench.forms("rounded", {name}, instead="wide")) if on_grid else None,
-    )
+def _gains(bench: Bench, junctions: Sequence[Junction], running: Stage, done: int) -> dict[str, Gain]:
+    """What would become of layers in other forms."""
+    parts = [Variant(each.name, "weight") for each in junctions if each.weight is not None]
+    parts += [Variant(each.name, "grid") for each in junctions if each.grid is not None]
+    wholes = [Variant(each.name, "float") for each in junctions]
+    wholes += [Variant(each.name, "wide") for each in junctions if each.grid is not None]
+    alone = dict(zip(parts, bench.noises_of({}, parts, running, done), strict=True))
+    done += len(parts)
+    without = dict(zip(wholes, bench.noises_of(bench.forms("rounded"), wholes, running, done), strict=True))
+    gains = {variant: bench.gain_db_of(noise) for variant, noise in without.items()}
+    found = {}
+    for each in junctions:
+        weight, grid = alone.get(Variant(each.name, "weight")), alone.get(Variant(each.name, "grid"))
+        found[each.name] = Gain(
+            weight_sqnr_db=None if weight is None else sqnr_db(weight),
+            grid_sqnr_db=None if grid is None else sqnr_db(grid),
+            float_db=gains[Variant(each.name, "float")],
+            wide_db=gains.get(Variant(each.name, "wide")),
+        )
+    return found
 
 
 def sqnr_db(noise: float) -> float | None:

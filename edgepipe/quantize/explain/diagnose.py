@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from edgepipe.quantize.explain.diagnosis import (
     WeightDiagnosis,
 )
 from edgepipe.quantize.explain.pairing import Constant, Junction, Links, Pairing, pair, rounds_nothing
-from edgepipe.quantize.explain.splice import Form, rounded_name, splice
+from edgepipe.quantize.explain.splice import Form, Parts, Spliced, rounded_name
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -65,16 +67,27 @@ def diagnose(
         names = [junction.name for junction in shown]
         own = [rounded_name(junction) for junction in shown]
         everywhere: dict[str, Form] = {junction.name: "rounded" for junction in pairing.junctions}
-        apart = open_spliced(splice(pairing, {}, watch=[*names, *own]))
-        through = open_spliced(splice(pairing, everywhere, watch=own))
-        for batch in batches:
-            feed = {reference.inputs[0].name: batch}
-            totals.add(len(batch), apart.run(None, feed), through.run(None, feed))
-            running.advance(totals.samples)
-            if sparing and totals.samples >= FEWEST and totals.values >= ENOUGH:
-                break
+        parts = Parts(pairing)
+        networks = [
+            Spliced(parts, {}, {}).network([*names, *own]),
+            Spliced(parts, everywhere, {}).network(own),
+        ]
+        # Side by side with a thread each: more would make sums depend on how many cores there are.
+        with ThreadPoolExecutor(len(networks)) as pool:
+            sessions = list(pool.map(open_spliced, networks))
+            for batch in batches:
+                feed = {reference.inputs[0].name: batch}
+                apart, through = pool.map(partial(_run, feed), sessions)
+                totals.add(len(batch), apart, through)
+                running.advance(totals.samples)
+                if sparing and totals.samples >= FEWEST and totals.values >= ENOUGH:
+                    break
         running.detail = f"{len(shown)} layers on {totals.samples} samples"
     return totals.result()
+
+
+def _run(feed: dict[str, NDArray[Any]], session: onnxruntime.InferenceSession) -> Tensors:
+    return list(session.run(None, feed))
 
 
 def evenly(total: int, count: int) -> list[int]:

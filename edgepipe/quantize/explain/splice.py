@@ -6,7 +6,7 @@ cost alone, what would leaving it in float or at 16 bits gain, is it the weight 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -44,61 +44,93 @@ def splice(
     spans: Mapping[str, Span] | None = None,
     outputs: bool = True,
 ) -> bytes:
-    """Serializes a network in which each junction has its form.
-
-    Args:
-        pairing: Both graphs.
-        forms: Form of each junction, by its name; "float" for those that are not named.
-        watch: More tensors to return, before the outputs: junctions by their names, which are those of the
-            float graph's own computation, or what `rounded_name` says.
-        spans: Range of each junction whose form is "weight" or "wide".
-        outputs: Whether to return the model's outputs.
-
-    Returns:
-        An ONNX model, whose outputs are those watched, then the model's.
-    """
-    import onnx
-
-    builder = _Builder(pairing, forms, spans or {})
-    wanted = list(watch)
-    if outputs:
-        wanted += [builder.value_of(value.name) for value in pairing.reference.graph.output]
-    nodes, constants = builder.collect(wanted)
-    proto = onnx.ModelProto()
-    proto.ir_version = max(pairing.reference.ir_version, pairing.quantized.ir_version)
-    proto.opset_import.extend(pairing.quantized.opset_import)
-    known = {each.domain for each in proto.opset_import}
-    proto.opset_import.extend(each for each in pairing.reference.opset_import if each.domain not in known)
-    graph = proto.graph
-    graph.name = "spliced"
-    graph.input.extend(pairing.reference.graph.input)
-    graph.node.extend(nodes)
-    graph.initializer.extend(constants)
-    for index, name in enumerate(wanted):  # a tensor may be wanted twice, or be an input
-        graph.node.append(onnx.helper.make_node("Identity", [name], [f"wanted/{index}"]))
-        graph.output.append(onnx.helper.make_empty_tensor_value_info(f"wanted/{index}"))
-    payload: bytes = proto.SerializeToString(deterministic=True)
-    return payload
+    """Serializes a network in which each junction has its form; see `Spliced.network`."""
+    return Spliced(Parts(pairing), forms, spans or {}).network(watch, outputs=outputs)
 
 
-class _Builder:
-    """Collects the nodes that the wanted tensors need, each graph's under its own names."""
+class Parts:
+    """The nodes and constants of both graphs, those of the quantized one under names with a prefix."""
 
-    def __init__(self, pairing: Pairing, forms: Mapping[str, Form], spans: Mapping[str, Span]) -> None:
-
+    def __init__(self, pairing: Pairing) -> None:
+        self.pairing = pairing
         self.constants: dict[str, onnx.TensorProto] = {}
         self.producer: dict[str, tuple[onnx.NodeProto, str | None]] = {}
-        self.rename: dict[str, str] = {}
         for graph, prefix in ((pairing.reference.graph, ""), (pairing.quantized.graph, PREFIX)):
             for tensor in graph.initializer:
                 self.constants[prefix + tensor.name] = tensor
             for node in graph.node:
                 self.producer |= {prefix + name: (node, prefix) for name in node.output if name}
-        for value in pairing.quantized.graph.input:
-            self.rename[PREFIX + value.name] = value.name
-        for junction in pairing.junctions:
+
+
+class Spliced:
+    """A network of both graphs in which each junction has its form.
+
+    Args:
+        parts: Of both graphs.
+        forms: Form of each junction, by its name; "float" for those that are not named.
+        spans: Range of each junction whose form is "weight" or "wide".
+    """
+
+    def __init__(self, parts: Parts, forms: Mapping[str, Form], spans: Mapping[str, Span]) -> None:
+        self.pairing = parts.pairing
+        self.constants, self.producer = dict(parts.constants), dict(parts.producer)
+        self.rename: dict[str, str] = {
+            PREFIX + value.name: value.name for value in self.pairing.quantized.graph.input
+        }
+        for junction in self.pairing.junctions:
             value = self._form(junction, forms.get(junction.name, "float"), spans)
             self.rename[junction.name] = self.rename[rounded_name(junction)] = value
+
+    @property
+    def outputs(self) -> list[str]:
+        """What stands for the model's outputs."""
+        return [self.value_of(value.name) for value in self.pairing.reference.graph.output]
+
+    def network(
+        self,
+        watch: Sequence[str] = (),
+        *,
+        outputs: bool = True,
+        given: Mapping[str, onnx.ValueInfoProto] | None = None,
+    ) -> bytes:
+        """Serializes the network, or what is left of it to compute.
+
+        Args:
+            watch: More tensors to return, before the outputs: junctions by their names, which are those of
+                the float graph's own computation, what `rounded_name` says, or any others.
+            outputs: Whether to return the model's outputs.
+            given: Tensors that are known, with their types; by default the model's inputs.
+
+        Returns:
+            An ONNX model, whose outputs are those watched, then the model's.
+        """
+        import onnx
+
+        inputs = given or {value.name: value for value in self.pairing.reference.graph.input}
+        wanted = [*watch, *(self.outputs if outputs else ())]
+        nodes, constants, known = self.collect(wanted, set(inputs))
+        proto = onnx.ModelProto()
+        proto.ir_version = max(self.pairing.reference.ir_version, self.pairing.quantized.ir_version)
+        proto.opset_import.extend(self.pairing.quantized.opset_import)
+        domains = {each.domain for each in proto.opset_import}
+        others = self.pairing.reference.opset_import
+        proto.opset_import.extend(each for each in others if each.domain not in domains)
+        graph = proto.graph
+        graph.name = "spliced"
+        graph.input.extend(inputs[name] for name in (known if given else inputs))
+        graph.node.extend(nodes)
+        for name in constants:
+            graph.initializer.add().CopyFrom(self.constants[name])
+            graph.initializer[-1].name = name
+        made = {name for node in nodes for name in node.output}
+        for index, name in enumerate(wanted):
+            result = name if name in made else f"wanted/{index}"
+            if result != name:  # wanted twice, or an input
+                graph.node.append(onnx.helper.make_node("Identity", [name], [result]))
+            made.discard(name)
+            graph.output.append(onnx.helper.make_empty_tensor_value_info(result))
+        payload: bytes = proto.SerializeToString(deterministic=True)
+        return payload
 
     def value_of(self, name: str) -> str:
         """What stands for a tensor in the spliced network."""
@@ -175,22 +207,26 @@ class _Builder:
             return list(node.input)
         return [self.value_of(prefix + name) if name else "" for name in node.input]
 
-    def collect(self, wanted: Sequence[str]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """The nodes that tensors need, each after those that it reads, and the constants among them."""
+    def collect(
+        self, wanted: Sequence[str], given: Collection[str]
+    ) -> tuple[list[onnx.NodeProto], list[str], list[str]]:
+        """The nodes that tensors need, each after those that it reads, and names of what they take.
+
+        Returns:
+            The nodes; the constants among what they read; what of `given` they read, or is wanted itself.
+        """
         nodes: list[onnx.NodeProto] = []
-        constants: list[onnx.TensorProto] = []
+        constants: list[str] = []
+        known: list[str] = []
         done: set[str] = set()
         stack = [(name, False) for name in reversed(wanted)]
         while stack:
             name, ready = stack.pop()
             if name in done or not name:
                 continue
-            if name in self.constants:
-                tensor = type(self.constants[name]).FromString(self.constants[name].SerializeToString())
-                tensor.name = name
-                constants.append(tensor)
-            if name not in self.producer or name in self.constants:
+            if name in given or name in self.constants:
                 done.add(name)
+                (known if name in given else constants).append(name)
                 continue
             node, prefix = self.producer[name]
             inputs = self._read(node, prefix)
@@ -198,7 +234,8 @@ class _Builder:
                 stack.append((name, True))
                 stack.extend((each, False) for each in reversed(inputs))
                 continue
-            copy = type(node).FromString(node.SerializeToString())
+            copy = type(node)()
+            copy.CopyFrom(node)
             outputs = [(prefix or "") + each if each else "" for each in node.output]
             del copy.input[:], copy.output[:]
             copy.input.extend(inputs)
@@ -206,4 +243,4 @@ class _Builder:
             copy.name = f"{len(nodes)}"
             nodes.append(copy)
             done.update(outputs)
-        return nodes, constants
+        return nodes, constants, known

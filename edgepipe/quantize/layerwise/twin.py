@@ -91,7 +91,7 @@ def walk_both(model: Model, plan: Plan, twin: Twin, samples: NDArray[Any]) -> tu
     """
     spec = model.inputs[0]
     size = spec.shape[0] or max(1, min(_BATCH, len(samples) // 4))
-    most = max(size, min(len(samples), _most_samples(model)))
+    most = max(size, min(len(samples), samples_held(model)))
     batches = [
         np.ascontiguousarray(samples[start : start + size], np.float32)
         for start in range(0, most - (size - 1 if spec.shape[0] else 0), size)
@@ -100,8 +100,8 @@ def walk_both(model: Model, plan: Plan, twin: Twin, samples: NDArray[Any]) -> tu
     return Walk(model.to_onnx(), results, batches), Walk(twin.proto, twin.results, batches)
 
 
-def _most_samples(model: Model) -> int:
-    """Samples whose live tensors fit into the memory set aside, in both networks."""
+def samples_held(model: Model) -> int:
+    """Samples whose live tensors fit into the memory set aside, in two networks; unknown sizes count as 1."""
     graph = model.to_onnx().graph
     sizes = [
         math.prod(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)

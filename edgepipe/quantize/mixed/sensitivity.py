@@ -8,7 +8,6 @@ which is a single run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +21,7 @@ from edgepipe.errors import ModelError
 from edgepipe.events import Emit, stage
 from edgepipe.model import Model, onnx_model
 from edgepipe.quantize.mixed.candidates import Constants
-from edgepipe.runtime import open_session
+from edgepipe.runtime import open_session, usable_cores
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +81,7 @@ def measured_costs(
     reference: list[list[NDArray[Any]]] = []
     with (
         stage(emit, "sensitivity", total=len(trials)) as running,
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         for done, rest in enumerate(_rests(proto, trials), start=1):
             if not reference:
