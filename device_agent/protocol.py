@@ -243,6 +243,7 @@ class Verification(NamedTuple):
         outputs: One for each output port.
         runtime_version: Version of the runtime that computed.
         providers: What it ran on: ["CPUExecutionProvider"], ["XNNPACK"].
+        digests: sha256 of each raw output that was computed: for each sample, one for each port.
     """
 
     ok: bool
@@ -250,6 +251,7 @@ class Verification(NamedTuple):
     outputs: Tuple[OutputDifference, ...]
     runtime_version: str
     providers: Tuple[str, ...]
+    digests: Tuple[Tuple[str, ...], ...] = ()
 
 
 class Latencies(NamedTuple):

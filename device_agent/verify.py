@@ -1,6 +1,7 @@
 """Whether the device computes what the host expects."""
 
-from typing import Callable
+import hashlib
+from typing import Callable, List, Tuple
 
 from device_agent.protocol import Event, OutputDifference, Port, Progress, Verification, Verify
 from device_agent.runtimes import load
@@ -20,13 +21,16 @@ def verify(request: Verify, emit: Callable[[Event], None]) -> None:
     runtime = load(plan.runtime)
     session = runtime.open(path, plan)
     comparisons = [Comparison(port) for port in plan.outputs]
+    digests: List[Tuple[str, ...]] = []
     for index in range(len(plan.samples)):
         session.feed(session.prepare(read_inputs(plan, index)))
         session.invoke()
-        results = zip(comparisons, plan.outputs, session.outputs(), read_outputs(plan, index))
+        computed = session.outputs()
+        results = zip(comparisons, plan.outputs, computed, read_outputs(plan, index))
         for comparison, port, got, expected in results:
             check_size(got, port, "what {} computed".format(plan.runtime))
             comparison.add(got, expected)
+        digests.append(tuple(hashlib.sha256(got).hexdigest() for got in computed))
         emit(Progress("verify", index + 1, len(plan.samples)))
     differences = tuple(comparison.summary() for comparison in comparisons)
     emit(
@@ -36,6 +40,7 @@ def verify(request: Verify, emit: Callable[[Event], None]) -> None:
             outputs=differences,
             runtime_version=runtime.version,
             providers=session.providers,
+            digests=tuple(digests),
         )
     )
 

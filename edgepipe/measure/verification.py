@@ -42,6 +42,8 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         outputs: One for each output port.
         runtime_version: Version of the runtime that computed.
         providers: What it ran on.
+        digests: sha256 of each raw output that it computed: for each sample, one for each port; empty in
+            old runs.
     """
 
     ok: bool
@@ -49,6 +51,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[OutputDifference, ...]
     runtime_version: str
     providers: tuple[str, ...]
+    digests: tuple[tuple[str, ...], ...] = ()
 
 
 def verification_from_protocol(said: protocol.Verification) -> Verification:
@@ -59,4 +62,5 @@ def verification_from_protocol(said: protocol.Verification) -> Verification:
         outputs=tuple(OutputDifference(**output._asdict()) for output in said.outputs),
         runtime_version=said.runtime_version,
         providers=said.providers,
+        digests=said.digests,
     )

@@ -190,6 +190,8 @@ def test_verification_of_equal_outputs(start, fake_plan):
     found = only(start().ask(protocol.Verify(fake_plan())), protocol.Verification)
     assert (found.ok, found.samples, found.providers) == (True, 2, ("built-in kernels",))
     assert found.outputs == (protocol.OutputDifference("y", 8, 0, 0.0, 0.0, 0.0, 0, 2, 0),)
+    tensors = [bytes([10, 20, 30, 200]), bytes([11, 20, 30, 200])]
+    assert found.digests == tuple((hashlib.sha256(each).hexdigest(),) for each in tensors)
 
 
 def test_verification_of_different_outputs(start, fake_plan):
@@ -200,6 +202,7 @@ def test_verification_of_different_outputs(start, fake_plan):
         assert found.ok is expected
         assert found.outputs[0].differing == 2
         assert found.outputs[0].worst_steps == 2.0
+        assert found.digests[0] == (hashlib.sha256(bytes([10, 20, 30, 200])).hexdigest(),)
 
 
 def test_noise_on_standard_output_does_not_reach_the_host(start, fake_plan, quick_bench):
