@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepipe.graph import affine, edit, fold, overhang, redundant, shapes
+from edgepipe.graph import affine, edit, fold, hoist, overhang, redundant, shapes
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 
@@ -61,6 +61,7 @@ def _simplify(graph_model: ir.Model, *, fold_normalization: bool) -> ir.Model:
     redundant.merge_pads(graph_model.graph)
     overhang.settle(graph_model.graph)
     redundant.globalize_pools(graph_model.graph)
+    hoist.hoist_clipping(graph_model.graph)
     common.DeduplicateInitializersPass(size_limit=1 << 30)(graph_model)
     common.CommonSubexpressionEliminationPass()(graph_model)
     common.RemoveUnusedNodesPass()(graph_model)
