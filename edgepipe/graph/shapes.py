@@ -1,7 +1,7 @@
-"""Shape inference without the weights.
+"""Shape inference, and whatever else ONNX does to a graph, without the weights.
 
-ONNX's own inference takes a whole model as bytes and gives another back, which for a few megabytes of
-weights costs ten times what the inference does. Here large constants become inputs of their shape.
+ONNX's own functions take a whole model as bytes and give another back, which for a few megabytes of
+weights costs ten times what is done. Here large constants become inputs of their shape.
 """
 
 from __future__ import annotations
@@ -24,17 +24,24 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     graph = proto.graph
     del graph.value_info[:]  # a stale shape would win over the inferred one
-    nested = any(each.HasField("g") or each.graphs for node in graph.node for each in node.attribute)
-    if nested or proto.functions:
+    if is_nested(proto):
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(proto), data_prop=True).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True).graph
     graph.value_info.extend(inferred.value_info)
     for value, found in zip(graph.output, inferred.output, strict=True):
         value.CopyFrom(found)
     return proto
 
 
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+def is_nested(proto: onnx.ModelProto) -> bool:
+    """Whether the model has functions, or graphs inside of nodes, which may read what is outside."""
+    return bool(proto.functions) or any(
+        each.HasField("g") or each.graphs for node in proto.graph.node for each in node.attribute
+    )
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph alone, its large constants as inputs behind its own."""
     import onnx
 
     graph = proto.graph
@@ -43,6 +50,7 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     bare.graph.node.extend(graph.node)
     bare.graph.input.extend(graph.input)
     bare.graph.output.extend(graph.output)
+    bare.graph.value_info.extend(graph.value_info)
     for tensor in graph.initializer:
         if math.prod(tensor.dims) <= _SHAPE_ELEMENTS:
             bare.graph.initializer.append(tensor)

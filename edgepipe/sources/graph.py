@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
 from edgepipe.graph import foreign
 from edgepipe.graph.edit import quantizes_activations
+from edgepipe.graph.opset import convert
 from edgepipe.model import Model, onnx_model
 from edgepipe.runtime import Session, open_session
 from edgepipe.sources.canonical import canonicalize
@@ -197,7 +198,7 @@ def upgrade(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     if opset >= (QDQ_OPSET if quantizes_activations(proto.graph) else OPSET):
         return proto
     try:
-        return version_converter.convert_version(proto, OPSET)
+        return convert(proto, OPSET)
     except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"the model cannot be upgraded from opset {opset} to {OPSET}",
