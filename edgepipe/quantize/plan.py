@@ -1,9 +1,9 @@
 """What to quantize: which nodes, which tensors, and whose grid is known beforehand.
 
 The rules are those of integer kernels, TFLite's above all, since its graph holds no float op at all:
-pools and layout changes keep their input's grid, concatenation wants one grid for all its inputs,
-Softmax and its like have a grid of their own, an activation function right after a linear op is part
-of that op, and everything else chooses its output's grid freely.
+pools and layout changes keep their input's grid, concatenation wants one grid for all its inputs, Softmax
+and its like have a grid of their own, an activation function right after a linear op, a sum, a product or
+an average is part of that op, and everything else chooses its output's grid freely.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ FIXED = {"Softmax": PROBABILITY, "Sigmoid": PROBABILITY, "LogSoftmax": LOG_PROBA
 FIXED_16 = {"Softmax": UNIT_16, "Sigmoid": UNIT_16, "Tanh": UNIT_16}
 """The same for 16 bits, as TFLite's kernels have them."""
 CLIPPING = frozenset({"Relu", "Clip"})
-"""Activation functions that linear ops take in."""
-_TAKES_CLIPPING = LINEAR | {"Add", "Sub", "Mul"}
+"""Activation functions that the op before them takes in."""
+_TAKES_CLIPPING = LINEAR | {"Add", "Sub", "Mul", "AveragePool"}
 JOINING = frozenset({"Concat", "Max", "Min"})
 """Those of them with several inputs."""
 _ONE_DATA_INPUT = KEEPING - JOINING
@@ -101,7 +101,11 @@ def make_plan(graph: ir.Graph, schemes: Mapping[ir.Node, Scheme], *, symmetric: 
     ]
     inner = {node.inputs[0] for node in clipped}
     tensors = _tensors(graph, quantized, inner)
-    keeping = [node for node in quantized if node.op_type in KEEPING and _keeps_width(node, schemes)]
+    keeping = [
+        node
+        for node in quantized
+        if node.op_type in KEEPING and _keeps_width(node, schemes) and node.outputs[0] not in inner
+    ]
     fixed = {} if symmetric else _fixed_grids(quantized, set(keeping), schemes)
     return Plan(
         schemes=schemes,

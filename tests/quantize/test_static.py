@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from edgepipe.convert import ort, tflite
 from edgepipe.errors import CalibrationDataMissing, ModelError
 from edgepipe.events import Warned
 from edgepipe.graph.simplify import Simplify
 from edgepipe.quantize.grid import PROBABILITY
 from edgepipe.quantize.static import QuantizeStatic
+from edgepipe.runtime import infer, open_session
 
 RNG = np.random.default_rng(0)
 
@@ -411,3 +413,31 @@ def test_a_model_with_nothing_to_quantize_is_refused(build_model, make_context, 
         QuantizeStatic().apply(model, make_context(normal(8, 4)))
     assert caught.value.got == ("Exp, Abs on float32" if dtype == "float" else "Exp, Abs on float16")
     assert ("export" in caught.value.remedy) == (dtype == "float16")
+
+
+@pytest.mark.parametrize("function", ["Relu(p)", "Clip(p, zero, six)", "Clip(p, low, six)"])
+@pytest.mark.parametrize("activation", ["int8", "int8-symmetric"])
+@pytest.mark.parametrize("pads", [0, 1])
+def test_an_average_pool_and_its_function_share_one_grid(
+    build_model, quantize, compute, read_qdq, function, activation, pads
+):
+    border, size = f"[{pads},{pads},{pads},{pads}]", 5 + 2 * pads
+    model = build_model(
+        f"""net (float[n,3,8,8] x) => (float[n,8,{size},{size}] y) {{
+            c = Conv(x, w, b)
+            p = AveragePool<kernel_shape=[2,2], pads={border}, count_include_pad=1>(c)
+            y = {function}
+        }}""",
+        w=normal(8, 3, 3, 3) / 5, b=np.full(8, -1, np.float32),
+        zero=np.float32(0), six=np.float32(6), low=np.float32(-0.1),
+    )  # fmt: skip
+    simple, result, samples = quantize(model, activation)
+    exact, found = compute(simple, samples)[0], compute(result, samples)[0]
+    assert sqnr_db(exact, found) > (26 if activation == "int8" else 20)
+    outputs = []
+    for emission in (ort.emit(result, activation=activation), tflite.emit(result)):
+        session = open_session(emission.payload, emission.format)
+        outputs += infer(session, emission.inputs, emission.outputs, samples)
+    step = read_qdq(result).grid("y.float")[0]
+    assert np.abs(outputs[0] - outputs[1]).max() <= 1.01 * step
+    assert np.mean(np.abs(outputs[0] - outputs[1]) > 0.5 * step) < 0.002

@@ -61,6 +61,15 @@ def test_average_pool(tools, case, count_include_pad):
 
 @settings(max_examples=60)
 @given(case=pools(), count_include_pad=st.booleans())
+def test_average_pool_with_a_function_behind(tools, case, count_include_pad):
+    attributes, shape = case
+    attributes["count_include_pad"] = int(count_include_pad)
+    nodes = [("AveragePool", ["x"], ["p"], attributes), ("Relu", ["p"], ["y"], {})]
+    assert "RELU" not in tools.same(tools.model(nodes, {"x": shape})).op_counts
+
+
+@settings(max_examples=60)
+@given(case=pools(), count_include_pad=st.booleans())
 def test_int8_average_pool(tools, case, count_include_pad):
     attributes, shape = case
     attributes["count_include_pad"] = int(count_include_pad)

@@ -98,16 +98,14 @@ def _write_as_convolution(site: Site, source: Tensor, frame: Window) -> None:
 
 def _write_corrected(site: Site, source: Tensor, frame: Window, correction: Array) -> None:
     """An average over all taps, times a constant float [height, width] for each place."""
-    if site.node.activation != "NONE":
-        raise site.refuse("it corrects for pads, with an activation behind")
     with spatial_output(site) as result:
         average = site.builder.like(source, f"{result.name}/average", result.shape)
-        _pool(site, "AVERAGE_POOL_2D", source, average, frame)
+        _pool(site, "AVERAGE_POOL_2D", source, average, frame, activation="NONE")
         factor = correction[None, :, :, None].astype(np.float32)
         grid = exact_grid(float(factor.max()), site.bits) if site.integer else None
         data = factor if grid is None else grid.quantized(factor)
         constant = site.builder.constant(f"{result.name}/correction", data, grid)
-        table = options("MulOptions", fusedActivationFunction="NONE")
+        table = options("MulOptions", fusedActivationFunction=site.node.activation)
         site.builder.operator("MUL", [average, constant], [result], table)
 
 
@@ -130,10 +128,10 @@ def _frame(site: Site) -> Window:
 
 def _write(site: Site, code: str, source: Tensor, frame: Window) -> None:
     with spatial_output(site, grid=source.grid) as result:
-        _pool(site, code, source, result, frame)
+        _pool(site, code, source, result, frame, site.node.activation)
 
 
-def _pool(site: Site, code: str, source: Tensor, result: Tensor, frame: Window) -> None:
+def _pool(site: Site, code: str, source: Tensor, result: Tensor, frame: Window, activation: str) -> None:
     fields = options(
         "Pool2DOptions",
         padding=frame.padding,
@@ -141,7 +139,7 @@ def _pool(site: Site, code: str, source: Tensor, result: Tensor, frame: Window) 
         strideW=frame.width.stride,
         filterHeight=frame.height.taps,
         filterWidth=frame.width.taps,
-        fusedActivationFunction=site.node.activation,
+        fusedActivationFunction=activation,
     )
     site.builder.operator(code, [source], [result], fields)
 
