@@ -33,6 +33,9 @@ def explain(
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples of the data to measure on.", min=1)] = 16,
     top: Annotated[int, typer.Option(help="How many of the costliest layers to show.", min=1)] = 10,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Run the recipe with every remedy, however long that takes.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write an HTML report too.", show_default=False)
     ] = None,
@@ -49,9 +52,8 @@ def explain(
     spec = None if data is None else jobs.resolve_data(data, None, jobs.current_project())
     cache = store / CACHE if store.is_dir() else None  # where `deploy` keeps results of passes too
     with ProgressView() as emit:
-        found = workflow.explain(
-            bundle, data=spec, against=against, samples=samples, closely=top, cache=cache, emit=emit
-        )
+        depth = workflow.Depth(samples=samples, closely=top, requantize=requantize)
+        found = workflow.explain(bundle, data=spec, against=against, depth=depth, cache=cache, emit=emit)
         if output is not None:
             write_explanation(found, output)
     print_result(shown.explanation_summary(found, top), found, as_json=as_json)

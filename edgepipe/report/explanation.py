@@ -85,9 +85,10 @@ def _kind(layer: LayerDiagnosis) -> str:
 def _remedies(explanation: Explanation) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for remedy in explanation.remedies:
-        how = "measured by running the recipe with it" if remedy.measured == "requantized" else (
-            "computed for these layers alone; --data would run the recipe with it"
-        )  # fmt: skip
+        how = "measured by running the recipe with it"
+        if remedy.measured == "simulated":
+            option = "--requantize" if explanation.steps else "--data"
+            how = f"computed for these layers alone; {option} would run the recipe with it"
         parts.append(Text.assemble((f"{gain(remedy.gain_db)} ", "bold green"), (f"{how}:", "dim")))
         parts.append(Syntax(remedy.toml, "toml", background_color="default", word_wrap=True))
         parts.append(Text())

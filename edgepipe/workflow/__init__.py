@@ -7,8 +7,10 @@ from edgepipe.workflow.explaining import explain
 from edgepipe.workflow.judge import evaluate_subject
 from edgepipe.workflow.make import Made, compress
 from edgepipe.workflow.rewrite import convert
+from edgepipe.workflow.subject import Depth
 
 __all__ = [
+    "Depth",
     "Judged",
     "Made",
     "Pushed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -12,15 +13,16 @@ from edgepipe.events import Emit, Warned, silent, stage
 from edgepipe.job import DataSpec
 from edgepipe.model import Model
 from edgepipe.quantize.explain.attribution import Bench, attribute, sqnr_db
-from edgepipe.quantize.explain.diagnose import diagnose
+from edgepipe.quantize.explain.diagnose import diagnose, weight_diagnosis
 from edgepipe.quantize.explain.explanation import Explanation, RecoveryStep
-from edgepipe.quantize.explain.pairing import pair, same_decisions
+from edgepipe.quantize.explain.pairing import pair, same_decisions, same_grids
 from edgepipe.quantize.explain.summary import summarize
+from edgepipe.workflow.recovery import Progress
 from edgepipe.workflow.remedies import find_remedies
-from edgepipe.workflow.subject import Scope, Subject, changing_passes, load_subject
+from edgepipe.workflow.subject import Depth, Scope, Subject, changing_passes, load_subject
 
-SAMPLES = 16
-CLOSELY = 10
+MOST_APART_DB = 10.0
+"""By how much rounding for a layer's output may change the SQNR of its weight: two bits change more."""
 
 
 def explain(
@@ -28,8 +30,7 @@ def explain(
     *,
     data: DataSpec | Path | str | None = None,
     against: str | None = None,
-    samples: int = SAMPLES,
-    closely: int = CLOSELY,
+    depth: Depth | None = None,
     cache: Path | None = None,
     emit: Emit = silent,
 ) -> Explanation:
@@ -40,8 +41,7 @@ def explain(
         data: Samples; by default the bundle's few golden samples. Those that it was calibrated on serve
             to run its recipe again, the others to measure on.
         against: The float model, where the bundle holds none.
-        samples: How many samples to measure on.
-        closely: How many of the costliest layers to try in other forms.
+        depth: How closely to look; by default at ten layers on 16 samples.
         cache: Where results of passes are kept; None keeps nothing.
         emit: Where progress goes.
 
@@ -51,21 +51,22 @@ def explain(
         ModelError: The models do not fit each other.
         DataError: The data does not fit.
     """
+    depth = depth or Depth()
     spec = DataSpec(path=Path(data)) if isinstance(data, str | Path) else data
     found = read_bundle(Path(bundle))
     with tempfile.TemporaryDirectory(prefix="edgepipe-") as work:
-        scope = Scope(samples=samples, closely=closely, work=Path(work), cache=cache)
+        scope = Scope(samples=depth.samples, work=Path(work), cache=cache)
         subject = load_subject(found, spec, against, scope, emit)
-        return _explain(subject, closely, emit)
+        return _explain(subject, depth, emit)
 
 
-def _explain(subject: Subject, closely: int, emit: Emit) -> Explanation:
+def _explain(subject: Subject, depth: Depth, emit: Emit) -> Explanation:
     subject, steps, history = _repeat(subject, emit)
     diagnosis = diagnose(subject.reference, subject.quantized, subject.x, emit)
     bench = Bench(subject.reference, subject.quantized, subject.x, diagnosis)
     layers = tuple(
         msgspec.structs.replace(each, steps=tuple(sqnrs.get(each.layer.tensor) for sqnrs in history))
-        for each in attribute(bench, diagnosis, closely=closely, emit=emit)
+        for each in attribute(bench, diagnosis, closely=depth.closely, emit=emit)
     )
     manifest, data = subject.bundle.manifest, subject.data
     explanation = Explanation(
@@ -79,7 +80,7 @@ def _explain(subject: Subject, closely: int, emit: Emit) -> Explanation:
         output_sqnr_db=sqnr_db(bench.noise),
         layers=layers,
         steps=steps,
-        remedies=find_remedies(bench, layers, subject.rerun, emit),
+        remedies=find_remedies(bench, layers, subject.rerun, depth.requantize, emit),
     )
     return msgspec.structs.replace(explanation, summary=summarize(explanation))
 
@@ -96,17 +97,37 @@ def _repeat(
         return subject, (), []
     steps: list[RecoveryStep] = []
     history: list[dict[str, float | None]] = []
-    stages = list(subject.rerun.stages())
-    with stage(emit, "run the recipe step by step", total=len(stages)) as running:
-        for done, (name, floats, quantizer) in enumerate(stages, start=1):
-            before, after = subject.rerun.run(floats, quantizer)
+    rerun, stages = subject.rerun, list(subject.rerun.stages())
+    before, after = subject.reference, subject.quantized
+    with stage(emit, "run the recipe step by step", total=len(stages) * Progress.UNITS) as running:
+        for done, (name, floats, quantizer) in enumerate(stages):
+            is_last = done == len(stages) - 1
+            if is_last and steps and rerun.is_long and _differ_in_rounding(subject, before, after):
+                after = subject.quantized  # what the bundle holds needs no run
+            else:
+                before, after = rerun.run(floats, quantizer, Progress(running, done))
             found = diagnose(before, after, subject.x)
             steps.append(RecoveryStep(name=name, output_sqnr_db=found.output_sqnr_db))
             history.append({layer.tensor: layer.sqnr_db for layer in found.layers})
-            running.advance(done)
+            running.advance((done + 1) * Progress.UNITS)
         running.detail = ", ".join(step.name for step in steps)
     subject = msgspec.structs.replace(subject, **_models(subject, before, after, emit))
     return subject, tuple(steps), history
+
+
+def _differ_in_rounding(subject: Subject, before: Model, after: Model) -> bool:
+    """Whether the bundle's model is what the recipe gives now, but for how its weights are rounded."""
+    ours, theirs = pair(before, subject.quantized), pair(before, after)
+    if not same_grids(ours, theirs):
+        return False
+    others = {each.name: each.weight for each in theirs.junctions}
+    apart = [
+        abs((weight_diagnosis(weight).sqnr_db or 0.0) - (weight_diagnosis(other).sqnr_db or 0.0))
+        for each in ours.junctions
+        for weight, other in [(each.weight, others[each.name])]
+        if weight is not None and other is not None
+    ]
+    return not apart or median(apart) < MOST_APART_DB
 
 
 def _models(subject: Subject, before: Model, after: Model, emit: Emit) -> dict[str, Model]:

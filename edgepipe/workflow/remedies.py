@@ -11,28 +11,32 @@ from edgepipe.errors import EdgepipeError
 from edgepipe.events import Emit, stage
 from edgepipe.quantize.explain.attribution import Bench, costliest
 from edgepipe.quantize.explain.explanation import LayerExplanation, Remedy, is_of_weight
+from edgepipe.quantize.explain.splice import Form
 from edgepipe.quantize.scheme import Override
-from edgepipe.workflow.recovery import Rerun
+from edgepipe.workflow.recovery import Progress, Rerun
 
 MOST_LAYERS = 3
 """Layers that a remedy is about: more would be another scheme for the model."""
 _WIDE_WEIGHT_BITS = 8
+QUICK_WEIGHTS = 1_000_000
+"""Weights up to which rounding them layer by layer takes a few seconds."""
 SHARE = 0.5
 """Share of the error that it aims at."""
 
 
 def find_remedies(
-    bench: Bench, layers: Sequence[LayerExplanation], rerun: Rerun | None, emit: Emit
+    bench: Bench, layers: Sequence[LayerExplanation], rerun: Rerun | None, requantize: bool, emit: Emit
 ) -> tuple[Remedy, ...]:
     """What helps the costliest layers, the most first; what gains nothing is left out.
 
-    Where the recipe can be run again, it is, with these lines; else the layers are computed in float, or
-    on 16 bits, while the others stay as they are.
+    Where the recipe can be run again soon, it is, with these lines; else the layers are computed in float,
+    or on 16 bits, while the others stay as they are.
 
     Args:
         bench: Both models and the samples.
         layers: The costliest first.
         rerun: The recipe; None where it cannot be run again.
+        requantize: Whether to run it even where that takes long.
         emit: Where progress goes.
     """
     worst = [each for each in costliest(layers, SHARE)[:MOST_LAYERS] if each.share > 0]
@@ -40,12 +44,19 @@ def find_remedies(
         return ()
     found = []
     overrides = [*_wider_weights(worst, rerun), *_overrides(worst)]
-    with stage(emit, "try what would help", total=len(overrides)) as running:
-        for done, override in enumerate(overrides, start=1):
-            remedy = _measure(bench, worst, override, rerun)
-            if remedy is not None and remedy.gain_db > 0:
-                found.append(remedy)
-            running.advance(done)
+    if rerun is not None and rerun.is_long and not requantize and bench.weights > QUICK_WEIGHTS:
+        simulated = {override for override in overrides if not override.weight_bits}
+    else:
+        simulated = set() if rerun is not None else set(overrides)
+    with stage(emit, "try what would help", total=len(overrides) * Progress.UNITS) as running:
+        for done, override in enumerate(overrides):
+            if override in simulated:
+                gain_db: float | None = _simulated_db(bench, worst, override)
+            else:
+                gain_db = _requantized_db(bench, override, rerun, Progress(running, done))
+            if gain_db is not None and gain_db > 0:
+                found.append(_remedy(override, gain_db, simulated=override in simulated))
+            running.advance((done + 1) * Progress.UNITS)
     return tuple(sorted(found, key=lambda remedy: -remedy.gain_db))
 
 
@@ -81,26 +92,31 @@ def _wider_weights(worst: Sequence[LayerExplanation], rerun: Rerun | None) -> li
     return [Override(layers=tuple(map(glob.escape, narrow)), weight_bits=_WIDE_WEIGHT_BITS)]
 
 
-def _measure(
-    bench: Bench, worst: Sequence[LayerExplanation], override: Override, rerun: Rerun | None
-) -> Remedy | None:
+def _simulated_db(bench: Bench, worst: Sequence[LayerExplanation], override: Override) -> float:
+    """What it gains to compute the layers in another form."""
     tensors = {each.layer.tensor for each in worst}
+    form: Form = "float" if override.keep_float else "wide"
+    return bench.gain_db(bench.forms("rounded", tensors, instead=form))
+
+
+def _requantized_db(bench: Bench, override: Override, rerun: Rerun | None, emit: Emit) -> float | None:
+    """What the recipe gains by an override; None where this pass or target does not take the scheme."""
     if rerun is None:
-        gain_db = bench.gain_db(
-            bench.forms("rounded", tensors, instead="float" if override.keep_float else "wide")
-        )
-    else:
-        try:
-            _, model = rerun.with_override(override)
-            gain_db = bench.gain_of_model_db(model)
-        except EdgepipeError:  # a scheme that this pass or target does not take is no remedy
-            return None
+        return None
+    try:
+        _, model = rerun.with_override(override, emit)
+        return bench.gain_of_model_db(model)
+    except EdgepipeError:
+        return None
+
+
+def _remedy(override: Override, gain_db: float, *, simulated: bool) -> Remedy:
     return Remedy(
         kind="float" if override.keep_float else "8 bits" if override.weight_bits else "16 bits",
         layers=override.layers,
         toml=_toml(override),
         gain_db=gain_db if math.isfinite(gain_db) else 0.0,
-        measured="simulated" if rerun is None else "requantized",
+        measured="simulated" if simulated else "requantized",
     )
 
 

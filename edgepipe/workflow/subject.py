@@ -50,18 +50,30 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     rerun: Rerun | None = None
 
 
-class Scope(msgspec.Struct, frozen=True, kw_only=True):
-    """How much to look at.
+class Depth(msgspec.Struct, frozen=True, kw_only=True):
+    """How closely to look.
 
     Attributes:
         samples: How many samples to measure on.
         closely: How many of the costliest layers to try in other forms.
+        requantize: Whether to run the recipe with every remedy, however long that takes.
+    """
+
+    samples: int = 16
+    closely: int = 10
+    requantize: bool = False
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to look at.
+
+    Attributes:
+        samples: How many samples to measure on.
         work: A folder for intermediate files.
         cache: Where results of passes are kept; None keeps nothing.
     """
 
     samples: int
-    closely: int
     work: Path
     cache: Path | None
 

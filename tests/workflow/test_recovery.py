@@ -8,15 +8,16 @@ import pytest
 
 from edgepipe.bundle import MANIFEST, Step, read_bundle
 from edgepipe.errors import BundleError, RecipeError, UsageError
-from edgepipe.events import Warned
+from edgepipe.events import StageAdvanced, StageStarted, Warned
 from edgepipe.graph.simplify import Simplify
 from edgepipe.job import Job
 from edgepipe.passes import Pass
+from edgepipe.quantize.layerwise.sequence import round_layerwise
 from edgepipe.quantize.scheme import Override
 from edgepipe.quantize.static import QuantizeStatic
-from edgepipe.workflow import compress
+from edgepipe.workflow import Depth, compress, remedies
 from edgepipe.workflow.explaining import explain
-from edgepipe.workflow.recovery import Rerun, load_rerun
+from edgepipe.workflow.recovery import Progress, Rerun, load_rerun
 
 
 class Evens(Pass, frozen=True, kw_only=True):
@@ -33,7 +34,7 @@ def test_stages_turn_one_thing_on_at_a_time():
     rerun = Rerun(floats=(Simplify(), Evens()), quantizer=quantizer, source=None, context=None)
     stages = list(rerun.stages())
     assert [name.rpartition(":")[2] for name, _, _ in stages] == [
-        " nearest, min/max", "Evens", "ranges = mse", "rounding = gptq", "bias_correction",
+        " nearest, min/max", "Evens", "ranges = mse", "bias_correction", "rounding = gptq",
     ]  # fmt: skip
     assert [len(floats) for _, floats, _ in stages] == [1, 2, 2, 2, 2]
     first, last = stages[0][2], stages[-1][2]
@@ -114,6 +115,45 @@ def test_another_edgepipes_bundle_is_explained_as_it_is(bundle, tmp_path):
     assert any("another model now" in getattr(event, "text", "") for event in told)
     assert found.output_sqnr_db > found.steps[-1].output_sqnr_db + 10
     assert all(each.layer.weight.bits == 8 for each in found.layers if each.layer.weight)
+
+
+def test_what_the_bundle_holds_is_not_rounded_again(bundle, tmp_path, monkeypatch):
+    """Its own weights, rounded layer by layer, are the last step's: only the cheap steps are run."""
+    runs = []
+
+    def watched(*arguments):
+        runs.append("layer by layer")
+        return round_layerwise(*arguments)
+
+    monkeypatch.setattr("edgepipe.quantize.static.round_layerwise", watched)
+    monkeypatch.setattr(remedies, "QUICK_WEIGHTS", 0)
+    told = []
+    found = explain(bundle.folder, data=tmp_path / "val.npz", emit=told.append)
+    assert runs == []
+    assert [step.name for step in found.steps][-1] == "rounding = gptq"
+    assert found.steps[-1].output_sqnr_db == pytest.approx(found.output_sqnr_db, abs=0.02)
+    assert found.steps[-2].output_sqnr_db != found.steps[-1].output_sqnr_db
+    assert not [event for event in told if isinstance(event, Warned)]
+    assert {remedy.measured for remedy in found.remedies} == {"simulated"}
+    again = explain(bundle.folder, data=tmp_path / "val.npz", depth=Depth(requantize=True))
+    assert {remedy.measured for remedy in again.remedies} == {"requantized"}
+    assert len(runs) == len(again.remedies)
+    for one, other in zip(found.remedies, again.remedies, strict=True):
+        assert (one.kind, one.layers) == (other.kind, other.layers)
+        assert one.gain_db == pytest.approx(other.gain_db, abs=1.5)
+
+
+def test_progress_of_runs_goes_on_within_each(bundle, tmp_path):
+    events = []
+    explain(bundle.folder, data=tmp_path / "val.npz", emit=events.append)
+    for name in ("run the recipe step by step", "try what would help"):
+        [start] = [each for each in events if isinstance(each, StageStarted) and each.stage == name]
+        done = [each.done for each in events if isinstance(each, StageAdvanced) and each.stage == name]
+        assert done == sorted(done)
+        assert done[-1] == start.total
+        assert len(set(done)) > start.total // Progress.UNITS + 2
+    stages = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert len(stages) == len(set(stages)) == 4
 
 
 def test_samples_that_the_data_holds_twice_serve_once(bundle, tmp_path):

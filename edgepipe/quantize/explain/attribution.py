@@ -52,6 +52,11 @@ class Bench:
         self._signal = _powers(self._expected)
         self.noise = self.noise_of(self.forms("rounded"))
 
+    @property
+    def weights(self) -> int:
+        """How many weights the quantized model has, of all layers."""
+        return sum(int(each.weight.integers.size) for each in self.pairing.junctions if each.weight)
+
     def forms(self, form: Form, but: Collection[str] = (), *, instead: Form = "float") -> dict[str, Form]:
         """The form of every junction: one for all but some."""
         return {each.name: instead if each.name in but else form for each in self.pairing.junctions}

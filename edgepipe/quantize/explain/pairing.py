@@ -19,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepipe.errors import ModelError
+from edgepipe.graph.links import Links
+from edgepipe.graph.moving import MOVING
+from edgepipe.graph.opset import standard_opset
 from edgepipe.model import Model
 from edgepipe.quantize.grid import Grid
 
@@ -26,12 +29,6 @@ if TYPE_CHECKING:
     import onnx
 
 CLIPPING = ("Relu", "Clip")
-MOVING = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Pad",
-    "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
-    "Unsqueeze",
-})  # fmt: skip
-"""Ops that compute nothing new: on one grid in and out they round nothing."""
 _SUFFIX = re.compile(r"(_QuantizeLinear_Input|_QuantizeInput|_output_quantized|\.float|\.kept_float)$")
 """What quantizers, and artifacts, append to the name of a tensor on its way into QuantizeLinear."""
 
@@ -100,35 +97,6 @@ class Pairing(msgspec.Struct, frozen=True):
     junctions: tuple[Junction, ...]
 
 
-class Links:
-    """Who makes and who takes each tensor of a graph, and its constants."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        import onnx
-
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
-        self.producer: dict[str, onnx.NodeProto] = {
-            name: node for node in graph.node for name in node.output if name
-        }
-        self.takers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.takers.setdefault(name, []).append(node)
-        self.inputs = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-        self.outputs = {value.name for value in graph.output}
-        self._array = onnx.numpy_helper.to_array
-
-    def array(self, name: str) -> NDArray[Any] | None:
-        """The constant of that name, also behind a Cast: narrow weights are stored so."""
-        producer = self.producer.get(name)
-        if producer is not None and producer.op_type == "Cast":
-            name = producer.input[0]
-        return np.asarray(self._array(self.constants[name])) if name in self.constants else None
-
-
 def pair(reference: Model, quantized: Model) -> Pairing:
     """Finds the junctions of a quantized model with its float model.
 
@@ -156,10 +124,7 @@ def pair(reference: Model, quantized: Model) -> Pairing:
 def _in_opset_of(other: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
-    versions = [
-        next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), 0)
-        for proto in (other, model)
-    ]
+    versions = [standard_opset(proto) for proto in (other, model)]
     if versions[0] <= versions[1]:
         return model
     try:
@@ -226,7 +191,7 @@ def _is_copy(node: onnx.NodeProto) -> bool:
 
 def _takers_behind_copies(name: str, links: Links) -> list[onnx.NodeProto]:
     takers = []
-    for taker in links.takers.get(name, []):
+    for taker in links.takers(name):
         takers += _takers_behind_copies(taker.output[0], links) if _is_copy(taker) else [taker]
     return takers
 
@@ -239,13 +204,13 @@ def _is_dequantized(name: str, links: Links) -> bool:
 
 def _is_inner(node: onnx.NodeProto, links: Links) -> bool:
     """Whether rounding stands before an activation function, which is followed by the same rounding."""
-    takers = links.takers.get(node.output[0], [])
+    takers = links.takers(node.output[0])
     return (
         node.output[0] not in links.outputs
         and bool(takers)
         and all(
             taker.op_type in CLIPPING
-            and [each.op_type for each in links.takers.get(taker.output[0], [])] == ["QuantizeLinear"]
+            and [each.op_type for each in links.takers(taker.output[0])] == ["QuantizeLinear"]
             for taker in takers
         )
     )
@@ -345,7 +310,7 @@ def _readers(plain: Links, name: str) -> tuple[str, ...]:
     found: dict[str, None] = {}
     waiting = [name]
     while waiting:
-        for node in plain.takers.get(waiting.pop(0), []):
+        for node in plain.takers(waiting.pop(0)):
             label = str(node.name or node.output[0])
             if label not in found and (node.op_type in MOVING or node.op_type in CLIPPING):
                 waiting += list(node.output)
@@ -375,6 +340,12 @@ def same_decisions(first: Pairing, second: Pairing) -> bool:
         each.grid == theirs[name].grid and _same_weight(each.weight, theirs[name].weight)
         for name, each in ours.items()
     )
+
+
+def same_grids(first: Pairing, second: Pairing) -> bool:
+    """Whether two quantized graphs put the same tensors on the same grids."""
+    ours, theirs = ({each.name: each.grid for each in pairing.junctions} for pairing in (first, second))
+    return ours == theirs
 
 
 def _same_weight(first: Constant | None, second: Constant | None) -> bool:
