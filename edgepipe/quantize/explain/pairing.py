@@ -204,13 +204,16 @@ def _is_dequantized(name: str, links: Links) -> bool:
 
 def _is_inner(node: onnx.NodeProto, links: Links) -> bool:
     """Whether rounding stands before an activation function, which is followed by the same rounding."""
-    takers = links.takers(node.output[0])
+    grid, takers = _grid(node, links), links.takers(node.output[0])
+    quantizer = links.producer.get(node.input[0])
     return (
         node.output[0] not in links.outputs
         and bool(takers)
+        and (quantizer is None or quantizer.input[0] not in links.inputs)  # there, no layer comes before
         and all(
             taker.op_type in CLIPPING
-            and [each.op_type for each in links.takers(taker.output[0])] == ["QuantizeLinear"]
+            and [(each.op_type, _grid(each, links)) for each in links.takers(taker.output[0])]
+            == [("QuantizeLinear", grid)]
             for taker in takers
         )
     )
@@ -329,8 +332,10 @@ def _float_weight(
 
 
 def rounds_nothing(junction: Junction, grids: Mapping[str, Grid | None], inputs: list[str]) -> bool:
-    """Whether a layer only moves elements that are on its grid already."""
-    return junction.op in MOVING and all(grids.get(name) == junction.grid for name in inputs)
+    """Whether a layer only moves elements that are on its grid already, or cuts them off."""
+    return (junction.op in MOVING or junction.op in CLIPPING) and all(
+        grids.get(name) == junction.grid for name in inputs
+    )
 
 
 def same_decisions(first: Pairing, second: Pairing) -> bool:

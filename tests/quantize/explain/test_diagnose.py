@@ -77,10 +77,41 @@ def layer(diagnosis, name):
 def test_layers_are_those_of_the_network_in_order(net, quantized, x):
     diagnosis = diagnose(net, quantized, x)
     assert [(each.tensor, each.op) for each in diagnosis.layers] == [
-        ("x", "Input"), ("r", "Conv"), ("c", "Conv"), ("p", "Conv"), ("s", "Add"), ("g", "GlobalAveragePool"),
-        ("y", "Gemm"),
+        ("x", "Input"), ("r", "Conv"), ("d", "Conv"), ("c", "Clip"), ("p", "Conv"), ("s", "Add"),
+        ("g", "GlobalAveragePool"), ("y", "Gemm"),
     ]  # fmt: skip
-    assert [each.position for each in diagnosis.layers] == list(range(7))
+    assert [each.position for each in diagnosis.layers] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("lines", "layers"),
+    [
+        (["y = Relu(x)"], ["x Input", "y Relu"]),
+        (["a = Relu(x)", "y = Conv(a, w)"], ["x Input", "a Relu", "y Conv"]),
+        (["a = Sigmoid(x)", "r = Clip(a, low, high)", "y = Conv(r, w)"],
+         ["x Input", "a Sigmoid", "r Clip", "y Conv"]),
+        (["a = Conv(x, w)", "r = Relu(a)", "y = Conv(r, w)"], ["x Input", "r Conv", "y Conv"]),
+    ],
+)  # fmt: skip
+def test_rounding_before_an_activation_function_is_told_where_its_grid_is_another(
+    build_model, x, make_context, lines, layers
+):
+    constants = {
+        "w": np.random.default_rng(2).normal(size=(3, 3, 1, 1)).astype(np.float32),
+        "low": np.float32(0.1),
+        "high": np.float32(0.7),
+    }
+    used = {name: array for name, array in constants.items() if any(f" {name}" in line for line in lines)}
+    model = build_model(f"net (float[n,3,8,8] x) => (float[n,3,8,8] y) {{ {chr(10).join(lines)} }}", **used)
+    found = diagnose(model, QuantizeStatic().apply(model, make_context(x)), x)
+    assert [f"{each.tensor} {each.op}" for each in found.layers] == layers
+
+
+def test_an_activation_function_on_the_grid_of_its_input_rounds_nothing(build_model, x, make_context):
+    model = build_model("net (float[n,3,8,8] x) => (float[n,3,8,8] y) { y = Relu(x) }")
+    x = np.abs(x)
+    found = diagnose(model, QuantizeStatic(ranges="minmax").apply(model, make_context(x)), x)
+    assert [(each.tensor, each.op) for each in found.layers] == [("x", "Input")]
 
 
 def test_reached_sqnr_is_that_of_the_two_graphs(net, quantized, x):
@@ -126,7 +157,7 @@ def test_weights_are_told_as_they_are(net, x, make_context, read_qdq):
     cases = (({}, 8, 8), ({"weight_bits": 4}, 4, 8), ({"granularity": "per-tensor"}, 8, 1))
     for settings, bits, scales in cases:
         quantized = QuantizeStatic(**settings).apply(net, make_context(x))
-        weight = layer(diagnose(net, quantized, x), "c").weight
+        weight = layer(diagnose(net, quantized, x), "d").weight
         assert (weight.bits, weight.scales) == (bits, scales)
         graph = read_qdq(quantized)
         node = next(each for each in graph.nodes if each.op_type == "Conv" and each.output[0] in ("c", "d"))
