@@ -20,8 +20,9 @@ EdgepipeError                    1
 │   └── CalibrationDataMissing  28
 ├── TargetError                 30   unknown target, or a malformed target file
 ├── RecipeError                 31   unknown recipe, pass or key, or a chain that does not fit
-├── BundleError                 32   a folder that is no bundle, or one that was altered
+├── BundleError                 32   no bundle or exported run, or one that was altered
 ├── RunNotFound                 33
+├── ReproductionDiffers         34   a run was done again, and something else came out
 ├── DeviceError                 40
 │   ├── HostUnreachable         41
 │   ├── AuthenticationFailed    42
@@ -199,7 +200,7 @@ class RecipeError(EdgepipeError):
 
 
 class BundleError(EdgepipeError):
-    """A folder that is no bundle, or one that was altered."""
+    """No bundle or exported run, or one that was altered."""
 
     exit_code = 32
 
@@ -208,6 +209,12 @@ class RunNotFound(EdgepipeError):
     """The store holds no such run."""
 
     exit_code = 33
+
+
+class ReproductionDiffers(EdgepipeError):
+    """A run was done again, and something else came out than it records."""
+
+    exit_code = 34
 
 
 class DeviceError(EdgepipeError):

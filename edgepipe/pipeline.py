@@ -161,14 +161,14 @@ def cache_key(each: Pass, model: Model, context: Context) -> str:
         "calibration": context.calibration.digest if each.needs_calibration and context.calibration else None,
         "seed": context.seed,
         "activation": context.target.activation,
-        "code": _code_digest(),
+        "code": code_digest(),
         "versions": _versions(),
     }
     return digest_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
 @functools.cache
-def _code_digest() -> str:
+def code_digest() -> str:
     """sha256 over edgepipe's sources: between two releases its version says nothing."""
     sources = sorted(Path(edgepipe.__file__).parent.rglob("*.py"))
     return digest_bytes(b"".join(path.read_bytes() for path in sources))

@@ -25,6 +25,7 @@ from edgepipe.errors import RunNotFound
 from edgepipe.evaluate import Estimate, Evaluation
 from edgepipe.files import to_json, write_whole
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
+from edgepipe.provenance import Environment, Origin
 from edgepipe.quantize.explain.diagnosis import Diagnosis
 from edgepipe.sources.source import Fidelity
 
@@ -90,6 +91,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         results: One for each artifact.
         agreement: Top-1 agreement of quantized artifacts with one another, by "a = b".
         diagnosis: What quantization did to each layer; None where nothing was quantized, or in old runs.
+        origin: What the job was given; None where a bundle was measured that was there already.
+        environment: Where the bundle was made; None likewise.
     """
 
     schema: int = SCHEMA
@@ -117,6 +120,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     results: tuple[ArtifactResult, ...] = ()
     agreement: dict[str, Estimate] = {}
     diagnosis: Diagnosis | None = None
+    origin: Origin | None = None
+    environment: Environment | None = None
 
     @property
     def device_name(self) -> str:

@@ -1,4 +1,4 @@
-"""Commands on what was measured: runs list, show and compare, and report."""
+"""Commands on what was measured: runs list, show, compare, export and import, and report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgepipe.cli import options as o
+from edgepipe.cli.reproduce import register_exchange
 from edgepipe.cli.show import ProgressView, print_file, print_result
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, its first letters, or `last`.", metavar="RUN")]
@@ -15,10 +16,11 @@ RunArgument = Annotated[str, typer.Argument(help="A run's id, its first letters,
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
-    group = typer.Typer(help="What was measured: list, show, compare.", no_args_is_help=True)
+    group = typer.Typer(help="What was measured: list, show, compare, export, import.", no_args_is_help=True)
     group.command("list", epilog="**Example**: `edgepipe runs list --json`")(list_runs)
     group.command("show", epilog="**Example**: `edgepipe runs show last`")(show_run)
     group.command("compare", epilog="**Example**: `edgepipe runs compare 20261122 last`")(compare_runs)
+    register_exchange(group)
     app.add_typer(group, name="runs")
     app.command(epilog="**Example**: `edgepipe report last -o report.html`")(report)
 

@@ -25,6 +25,7 @@ from edgepipe.target import load_target
 from edgepipe.workflow.judge import judge_bundle
 from edgepipe.workflow.make import make
 from edgepipe.workflow.measure import check_device, measure_bundle, raise_if_nothing_ran
+from edgepipe.workflow.origin import origin_of, this_environment
 from edgepipe.workflow.place import Device, check_place, open_device
 from edgepipe.workflow.prepare import Prepared, prepare
 
@@ -78,7 +79,13 @@ def deploy(
                 judged = judge_bundle(made.bundle, prepared.source.model, prepared.evaluation, emit)
             results = measure_bundle(made.bundle, prepared.target, device, effort, emit=emit)
             run = _run(run_id, created, made.bundle, device, results)
-            run = msgspec.structs.replace(run, command=command, steps=made.steps)
+            run = msgspec.structs.replace(
+                run,
+                command=command,
+                steps=made.steps,
+                origin=origin_of(prepared),
+                environment=this_environment(),
+            )
             run = _with_evaluation(run, prepared, judged)
             _keep(run, store, emit)
     raise_if_nothing_ran(run)

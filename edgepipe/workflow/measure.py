@@ -144,7 +144,7 @@ def _measure(
     artifact = task.artifact
     with stage(emit, f"verify {artifact.name}") as verifying:
         verification = verification_from_protocol(device.agent.verify(task, tolerance_steps=TOLERANCE_STEPS))
-        difference = _difference(verification)
+        difference = difference_in_words(verification)
         verifying.detail = f"{task.runtime.name} {verification.runtime_version}: {difference}"
     if not verification.ok:
         reason = f"{artifact.name} differs from the host's outputs: {difference}"
@@ -173,7 +173,7 @@ def _advance(measuring: Stage, event: protocol.Progress) -> None:
         measuring.advance(min(100, 100 * event.done // event.total))
 
 
-def _difference(verification: Verification) -> str:
+def difference_in_words(verification: Verification) -> str:
     """The worst difference of any output, in steps where it has a scale."""
     worst = []
     for output in verification.outputs:

@@ -6,7 +6,7 @@ from edgepipe.bundle import Artifact
 from edgepipe.errors import AgentFailed, VerificationFailed
 from edgepipe.measure import Measurement, OutputDifference, Verification
 from edgepipe.store import ArtifactResult, Run
-from edgepipe.workflow.measure import _difference, raise_if_nothing_ran
+from edgepipe.workflow.measure import difference_in_words, raise_if_nothing_ran
 
 MEASURED = Measurement(kind="board", runtime="litert", threads=1, latencies_ns=(5,))
 KILLED = Measurement(
@@ -53,7 +53,7 @@ def run_of(*results):
     ],
 )
 def test_differences_in_words(outputs, words):
-    assert _difference(verification(*outputs)) == words
+    assert difference_in_words(verification(*outputs)) == words
 
 
 def test_a_measured_artifact_is_enough():
