@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepipe.convert.qdq import Links
+from edgepipe.graph.links import Links
 
 if TYPE_CHECKING:
     import onnx

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepipe.graph.opset import standard_opset
+
 if TYPE_CHECKING:
     import onnx
 
@@ -67,7 +69,7 @@ def lower(proto: onnx.ModelProto) -> int:
     import onnx
 
     domains = {node.domain if node.domain != "ai.onnx" else "" for node in proto.graph.node}
-    current = next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), 0)
+    current = standard_opset(proto)
     if not current:
         return LOWEST
     types = _element_types(proto.graph)

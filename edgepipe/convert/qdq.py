@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
+from edgepipe.graph.links import Links
+
 if TYPE_CHECKING:
     import onnx
 
@@ -24,19 +26,6 @@ class PortGrid(msgspec.Struct, frozen=True):
     dtype: str
     scale: float
     zero_point: int
-
-
-class Links:
-    """Who makes and who takes each tensor of a graph."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.producer = {name: node for node in graph.node for name in node.output}
-        self.consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
-        for node in graph.node:
-            for index, name in enumerate(node.input):
-                self.consumers.setdefault(name, []).append((node, index))
-        self.outputs = {value.name for value in graph.output}
 
 
 def set_activation_type(proto: onnx.ModelProto, dtype: Literal["int8", "uint8"]) -> None:

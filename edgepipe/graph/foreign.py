@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepipe.graph import channelwise, edit, joins, qlinear
+from edgepipe.graph.opset import standard_opset
 
 if TYPE_CHECKING:
     import onnx
@@ -64,8 +65,7 @@ def _with_known_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     narrow = {getattr(TensorProto, name) for name in _NARROW}
     wide = any(types.get(name, TensorProto.FLOAT) not in narrow for node in own for name in node.input[2:3])
-    opset = max(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"})
-    if wide and opset < FIRST_WIDE_OPSET:
+    if wide and standard_opset(proto) < FIRST_WIDE_OPSET:
         proto = version_converter.convert_version(proto, FIRST_WIDE_OPSET)
     for node in proto.graph.node:
         if _is_contributed(node):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepipe.graph import edit
+from edgepipe.graph.moving import REARRANGING
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -12,12 +13,9 @@ if TYPE_CHECKING:
 _CLIPPING = ("Clip", "Relu")
 _TAKES_CLIPPING = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Sub"})
 """Ops that kernels carry out together with such a function."""
-_COMMUTES = frozenset({
-    "DepthToSpace", "Flatten", "Identity", "MaxPool", "Reshape", "SpaceToDepth", "Squeeze", "Transpose",
-    "Unsqueeze",
-})  # fmt: skip
+_COMMUTES = (REARRANGING | {"MaxPool"}) - {"Gather", "Slice", "Split"}
 """Ops with one data input that put out elements of it as they are, and choose them by their order at most: a
-function that never falls gives the same before as after."""
+function that never falls gives the same before as after. Those that leave elements out spare it work."""
 
 
 def hoist_clipping(graph: ir.Graph) -> None:

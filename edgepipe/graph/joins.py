@@ -13,13 +13,12 @@ import msgspec
 import numpy as np
 
 from edgepipe.graph import edit
+from edgepipe.graph.moving import REARRANGING, SELECTING
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_PASSING = frozenset({
-    "Flatten", "MaxPool", "Relu", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
-})  # fmt: skip
+_PASSING = REARRANGING | SELECTING | {"Relu"}
 """Ops whose output lies on the grid of their input."""
 
 

@@ -19,6 +19,11 @@ SCALES_BY_CHANNEL = 13
 """First opset whose DequantizeLinear takes a scale for each channel."""
 
 
+def standard_opset(proto: onnx.ModelProto) -> int:
+    """The version of ONNX's own op set that a model names, by either name; 0 where it names none."""
+    return max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=0)
+
+
 def require_scales_by_channel(version: int, where: str) -> None:
     """Makes sure that a model of opset `version` can hold per-channel weights.
 
@@ -74,8 +79,7 @@ def raise_opset(model: Model, least: int) -> Model:
     import onnx
 
     proto = model.to_onnx()
-    current = max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=0)
-    if current >= least:
+    if standard_opset(proto) >= least:
         return model
     try:
         raised = convert(proto, least)

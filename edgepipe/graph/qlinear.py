@@ -13,17 +13,15 @@ import msgspec
 import numpy as np
 
 from edgepipe.graph import edit
+from edgepipe.graph.moving import REARRANGING, SELECTING
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own ops."""
-MOVES = frozenset({
-    "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Tile", "Transpose",
-    "Unsqueeze",
-})  # fmt: skip
-"""Standard ops with one data input and one output that compute the same on integers as on their reals."""
+MOVES = REARRANGING | SELECTING
+"""Standard ops with one data input that compute the same on integers as on their reals."""
 
 
 class Steps(msgspec.Struct, frozen=True):

@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.graph.integers import limits
+
 SMALLEST_SCALE = 1e-18
 """Least scale of an activation: its product with another, or with a weight's, is a normal float32."""
 SMALLEST_WEIGHT_SCALE = 1e-19
@@ -40,12 +42,12 @@ class Grid(msgspec.Struct, frozen=True):
     @property
     def first(self) -> int:
         """The least integer: -128 for 8 bits."""
-        return -(1 << self.bits - 1)
+        return limits(self.bits)[0]
 
     @property
     def last(self) -> int:
         """The greatest integer: 127 for 8 bits."""
-        return (1 << self.bits - 1) - 1
+        return limits(self.bits)[1]
 
     @property
     def low(self) -> float:
@@ -83,7 +85,7 @@ def activation_grid(low: float, high: float, *, symmetric: bool = False, bits: i
         bits: Bits of an integer.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    first, last = -(1 << bits - 1), (1 << bits - 1) - 1
+    first, last = limits(bits)
     if symmetric or bits == 16:
         return Grid(_float32(max(-low, high) / last), 0, bits)
     scale = _float32((high - low) / (last - first))
@@ -125,7 +127,7 @@ def weight_max(bits: int) -> int:
     The least integer, -128, is left out, so that the range is symmetric: TFLite 8-bit quantization
     specification.
     """
-    return (1 << bits - 1) - 1
+    return limits(bits)[1]
 
 
 def weight_scales(magnitudes: NDArray[np.floating], bits: int = 8) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgepipe.quantize.plan import JOINING, Plan, activations
+from edgepipe.graph.moving import JOINING
+from edgepipe.quantize.plan import Plan, activations
 
 if TYPE_CHECKING:
     import onnx_ir as ir

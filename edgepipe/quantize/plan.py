@@ -15,6 +15,7 @@ import msgspec
 
 from edgepipe.graph import edit
 from edgepipe.graph.gelu import gelu_chains
+from edgepipe.graph.moving import JOINING, MOVING
 from edgepipe.quantize.grid import LOG_PROBABILITY, PROBABILITY, TANGENT, UNIT_16, Grid
 from edgepipe.quantize.scheme import ActivationBits, Scheme
 
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Ops with a weight."""
-KEEPING = frozenset({
-    "AveragePool", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool",
-    "Min", "Pad", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze",
-    "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
+KEEPING = MOVING | {"AveragePool", "Resize"}  # means, which kernels write on the grid of their input
 """Ops whose outputs are on the grid of their inputs."""
 FREE = frozenset({
     "Add", "Elu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "PRelu", "ReduceMean",
@@ -41,8 +38,6 @@ FIXED_16 = {"Softmax": UNIT_16, "Sigmoid": UNIT_16, "Tanh": UNIT_16}
 CLIPPING = frozenset({"Relu", "Clip"})
 """Activation functions that the op before them takes in."""
 _TAKES_CLIPPING = LINEAR | {"Add", "Sub", "Mul", "AveragePool"}
-JOINING = frozenset({"Concat", "Max", "Min"})
-"""Those of them with several inputs."""
 _ONE_DATA_INPUT = KEEPING - JOINING
 """Ops whose inputs after the first are shapes, axes and the like."""
 

@@ -10,7 +10,7 @@ from edgepipe.data import Dataset
 from edgepipe.errors import CalibrationDataMissing, ModelError
 from edgepipe.events import Emit, Warned, stage
 from edgepipe.graph import edit
-from edgepipe.graph.opset import raise_opset, require_scales_by_channel
+from edgepipe.graph.opset import raise_opset, require_scales_by_channel, standard_opset
 from edgepipe.model import Model
 from edgepipe.passes import Context, Pass
 from edgepipe.quantize import emit
@@ -95,7 +95,7 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
         """
         if edit.is_quantized(model):
             return model
-        require_scales_by_channel(_opset(model), model.name)
+        require_scales_by_channel(standard_opset(model.to_onnx()), model.name)
         if context.calibration is None:
             raise CalibrationDataMissing(
                 "quantization needs calibration samples, and there are none", where=model.name
@@ -177,10 +177,6 @@ class QuantizeStatic(Pass, frozen=True, kw_only=True):
 
 def _span(seen: Observation) -> tuple[float, float]:
     return seen.low, seen.high
-
-
-def _opset(model: Model) -> int:
-    return next((each.version for each in model.to_onnx().opset_import if each.domain in ("", "ai.onnx")), 0)
 
 
 def _check_plan(plan: Plan, graph_model: ir.Model, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgepipe.errors import ModelError, ModelUnreadable, UnsupportedOp
 from edgepipe.graph import foreign
 from edgepipe.graph.edit import quantizes_activations
-from edgepipe.graph.opset import convert
+from edgepipe.graph.opset import convert, standard_opset
 from edgepipe.model import Model, onnx_model
 from edgepipe.runtime import Session, open_session
 from edgepipe.sources.canonical import canonicalize
@@ -181,11 +181,6 @@ def _refuse_nan(proto: onnx.ModelProto, where: str) -> None:
             )
 
 
-def opset_of(proto: onnx.ModelProto) -> int:
-    """The version of the standard op set that the model uses; 0 where it names none."""
-    return max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
-
-
 def upgrade(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     """Gives `proto` itself where its opset is new enough, else an upgraded copy.
 
@@ -194,7 +189,7 @@ def upgrade(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
     """
     from onnx import version_converter
 
-    opset = opset_of(proto)
+    opset = standard_opset(proto)
     if opset >= (QDQ_OPSET if quantizes_activations(proto.graph) else OPSET):
         return proto
     try:

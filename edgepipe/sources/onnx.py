@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from edgepipe.errors import ModelUnreadable
 from edgepipe.events import stage
 from edgepipe.graph.edit import quantizes_activations
+from edgepipe.graph.opset import standard_opset
 from edgepipe.model import Model
 from edgepipe.sources.batch import settle_batch
 from edgepipe.sources.fidelity import Trial, run_onnx
-from edgepipe.sources.graph import OPSET, check_valid, first_line, freeze, opset_of
+from edgepipe.sources.graph import OPSET, check_valid, first_line, freeze
 from edgepipe.sources.precision import compare_original, to_float32
 from edgepipe.sources.source import Fidelity, Request, Source
 
@@ -35,11 +36,11 @@ def load_onnx(request: Request) -> Source:
     with stage(request.emit, "load ONNX") as running:
         proto = _read(request)
         check_valid(proto, where)
-        opset = opset_of(proto)
+        opset = standard_opset(proto)
         single = _copy(proto)
         precision = to_float32(single)
         model, session = freeze(single, request.path.stem, request.input_shape, where, checked=not precision)
-        upgraded = opset_of(model.to_onnx()) != opset
+        upgraded = standard_opset(model.to_onnx()) != opset
         fidelity = None
         if precision:
             fidelity = compare_original(proto, model, session, request)
@@ -96,7 +97,7 @@ def _compare_upgrade(proto: onnx.ModelProto, model: Model, session: Session, req
 
     trial = Trial(model.inputs, request)
     reference = run_onnx(proto.SerializeToString(), trial.feeds)
-    by = f"ONNX Runtime {onnxruntime.__version__} at opset {opset_of(proto)}"
+    by = f"ONNX Runtime {onnxruntime.__version__} at opset {standard_opset(proto)}"
     return trial.judge(reference, session, by=by)
 
 

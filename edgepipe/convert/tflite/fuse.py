@@ -11,16 +11,14 @@ import numpy as np
 from edgepipe.convert.tflite.gelu import fuse_gelus
 from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
 from edgepipe.convert.tflite.lower.activation import FUSED, clip_bounds
+from edgepipe.graph.moving import FILLING, REARRANGING, SELECTING
 
 # Ops that TFLite fuses an activation behind.
 _TAKES_ACTIVATION = frozenset(
     {"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool"}
 )
 # Ops whose output may lie on the grid of their input: they make no new number but bounds.
-_KEEPS_GRID = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Split", "Pad", "Gather",
-     "ReduceMax", "ReduceMin", "Resize"}
-)  # fmt: skip
+_KEEPS_GRID = REARRANGING | SELECTING | FILLING | {"Resize"}
 
 
 def fuse(graph: Graph) -> Graph:

@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepipe.graph.integers import limits
+
 Array = NDArray[Any]
 
 
@@ -38,12 +40,12 @@ class Grid(msgspec.Struct, frozen=True):
     @property
     def first(self) -> int:
         """The least integer: -128 for 8 bits."""
-        return -(1 << self.bits - 1)
+        return limits(self.bits)[0]
 
     @property
     def last(self) -> int:
         """The greatest integer: 127 for 8 bits."""
-        return (1 << self.bits - 1) - 1
+        return limits(self.bits)[1]
 
     @property
     def low(self) -> float:

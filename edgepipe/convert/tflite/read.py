@@ -9,6 +9,7 @@ import numpy as np
 
 from edgepipe.convert.tflite.graph import Array, Graph, Grid, Node, Value
 from edgepipe.errors import ModelError, UnsupportedOp
+from edgepipe.graph.opset import standard_opset
 from edgepipe.model import Model
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ class _Reader:
         from onnx import numpy_helper
 
         self.proto = _inlined(model.to_onnx())
-        self.opset = max(
-            (o.version for o in self.proto.opset_import if o.domain in {"", "ai.onnx"}), default=1
-        )
+        self.opset = standard_opset(self.proto)
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
         self.aliases: dict[str, str] = {}

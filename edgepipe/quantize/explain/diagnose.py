@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgepipe.errors import DataEmpty, ModelUnreadable
 from edgepipe.events import Emit, silent, stage
+from edgepipe.graph.links import Links
 from edgepipe.model import Model
 from edgepipe.quantize.explain.diagnosis import (
     ActivationDiagnosis,
@@ -24,7 +25,7 @@ from edgepipe.quantize.explain.diagnosis import (
     LayerDiagnosis,
     WeightDiagnosis,
 )
-from edgepipe.quantize.explain.pairing import Constant, Junction, Links, Pairing, pair, rounds_nothing
+from edgepipe.quantize.explain.pairing import Constant, Junction, Pairing, pair, rounds_nothing
 from edgepipe.quantize.explain.splice import Form, Parts, Spliced, rounded_name
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from edgepipe.convert.tflite.layout import Layout, plain
 from edgepipe.convert.tflite.program import Tensor
 from edgepipe.convert.tflite.read import DYNAMIC
 from edgepipe.errors import UnsupportedOp
+from edgepipe.graph.integers import limits
 
 
 class Site:
@@ -257,8 +258,7 @@ def _stored(grid: Grid | None) -> Grid | None:
 
 def exact_grid(number: float, bits: int = 8) -> Grid:
     """A grid on which the number lies exactly, as the greatest step: 127 for 8 bits."""
-    last = (1 << bits - 1) - 1
-    step = float(np.float32(abs(number) / last)) if number else 1.0
+    step = float(np.float32(abs(number) / limits(bits)[1])) if number else 1.0
     return Grid((step,), (0,), bits=bits)
 
 
