@@ -40,7 +40,7 @@ def firmware(machine: Machine) -> str:
     )
     if release:
         return "L4T R{}.{}".format(*release.groups())
-    if machine.text("/proc/device-tree/model").startswith("Raspberry Pi"):
+    if read_board(machine).model.startswith("Raspberry Pi"):
         date = re.match(r"\s*(\d{4}/\d{2}/\d{2})", machine.run(("vcgencmd", "bootloader_version")))
         if date:
             return "bootloader " + date.group(1)

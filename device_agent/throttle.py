@@ -2,6 +2,7 @@
 
 from typing import Dict, List, Tuple
 
+from device_agent.board import read_board
 from device_agent.machine import Machine
 from device_agent.records import Reading
 
@@ -38,7 +39,7 @@ def _raspberry_pi(machine: Machine) -> List[Reading]:
 
 
 def _is_raspberry_pi(machine: Machine) -> bool:
-    return machine.text("/proc/device-tree/model").startswith("Raspberry Pi")
+    return read_board(machine).model.startswith("Raspberry Pi")
 
 
 def _jetson(machine: Machine) -> List[Reading]:

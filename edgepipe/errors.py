@@ -34,7 +34,9 @@ EdgepipeError                    1
 │   ├── DeviceDiskFull          48
 │   ├── DeviceTimeout           49
 │   ├── AgentFailed             50   the agent broke the protocol or died
-│   └── VerificationFailed      51   the device computes something else than the host
+│   ├── VerificationFailed      51   the device computes something else than the host
+│   ├── EngineMissing           52   no container engine for an emulated device
+│   └── EmulatorFailed          53   an emulated device cannot be built, or does not start
 ├── OutputError                 60   a file of the host cannot be written
 ├── InternalError               70   a mistake of edgepipe's own
 └── Interrupted                130   Ctrl-C
@@ -287,6 +289,18 @@ class VerificationFailed(DeviceError):
     """The device computes something else than the host."""
 
     exit_code = 51
+
+
+class EngineMissing(DeviceError):
+    """There is no container engine that an emulated device could run in."""
+
+    exit_code = 52
+
+
+class EmulatorFailed(DeviceError):
+    """An emulated device cannot be built, or does not start."""
+
+    exit_code = 53
 
 
 class OutputError(EdgepipeError):

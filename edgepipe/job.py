@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import msgspec
 
@@ -19,6 +19,10 @@ from edgepipe.target import target_name
 
 Prompt = Callable[[str], str]
 
+Emulator = Literal["docker", "native"]
+"""What stands for a board: a container with its userland and limits, or this machine's own processor."""
+
+_NAME_TARGET = "--target NAME, see `edgepipe targets list`"
 PATH_FIELDS = {"weights", "data", "path", "identity"}
 
 
@@ -86,14 +90,15 @@ class Place(_Paths, frozen=True, kw_only=True):
 
     Attributes:
         host: "user@address[:port]" or a name of ~/.ssh/config; None with `emulate`.
-        emulate: Use the embedded device on this machine's loopback.
+        emulate: Take a device that edgepipe starts: "docker" for a container of the target, "native" for the
+            embedded device on this machine's loopback, True for what suits the target.
         identity: Private key file, besides those of the agent and ~/.ssh/config.
         accept_new_host_key: Trust a host that is met for the first time.
         prompt: Asked for a password where keys do not do; None where nobody can answer.
     """
 
     host: str | None = None
-    emulate: bool = False
+    emulate: bool | Emulator = False
     identity: Path | None = None
     accept_new_host_key: bool = False
     prompt: Prompt | None = None
@@ -159,7 +164,7 @@ def resolve_job(options: Options, project: Project, host: str | None = None) -> 
     random = options.calibrate_random
     return Job(
         model=_required(model, "model", "its file"),
-        target=_required(target, "target", "--target NAME, see `edgepipe targets list`"),
+        target=_required(target, "target", _NAME_TARGET),
         weights=options.weights or (_path(project.weights) if own_model else None),
         input_shape=parse_shape(options.input_shape) or (project.input_shape if own_model else None),
         data=options.data or (None if random else _path(project.data)),
@@ -171,6 +176,15 @@ def resolve_job(options: Options, project: Project, host: str | None = None) -> 
         ports=parse_ports(options.ports),
         seed=project.seed if options.seed is None else options.seed,
     )
+
+
+def resolve_target(target: str | None, project: Project) -> str:
+    """The target that is meant: the one given, else the project's.
+
+    Raises:
+        UsageError: There is none.
+    """
+    return _required(target or project.target, "target", _NAME_TARGET)
 
 
 def resolve_data(data: Path | None, limit: int | None, project: Project) -> DataSpec:

@@ -53,6 +53,24 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return "onnx" if self.name == "onnxruntime" else "tflite"
 
 
+class Emulation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a container stands for the board, where there is none.
+
+    Attributes:
+        board: Folder of docker/boards/ that holds what the board shows of itself.
+        image: Base image from a registry, whose Python is that of the profile.
+        suite: Debian release of the base that is made offline.
+        qemu_cpu: QEMU's name of the processor; "" where only the machine's own architecture is meant.
+        native: Whether a machine of the same architecture is such a device itself.
+    """
+
+    board: str
+    image: str
+    suite: Literal["bookworm", "trixie"]
+    qemu_cpu: str = ""
+    native: bool = False
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A kind of board, and what edgepipe must know to make and measure artifacts for it.
 
@@ -71,6 +89,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         execution_providers: ONNX Runtime's, in order of preference.
         power_sources: Names of the agent's power readers to try, in order; empty where there are none.
         throttle_sources: Names of the agent's throttle readers.
+        emulation: How a container stands for the board; none where it cannot.
         facts: Where each figure comes from: an address or document by field name.
         notes: What a user should know.
     """
@@ -89,6 +108,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     execution_providers: tuple[str, ...] = ("CPUExecutionProvider",)
     power_sources: tuple[str, ...] = ()
     throttle_sources: tuple[str, ...] = ()
+    emulation: Emulation | None = None
     facts: dict[str, str] = {}
     notes: str = ""
 

@@ -16,6 +16,7 @@ from device_agent.power import sensor_facts
 from edgepipe.errors import TargetError
 from edgepipe.target import (
     VENV,
+    Emulation,
     Runtime,
     Target,
     list_targets,
@@ -301,10 +302,10 @@ def _type_name(kind: object) -> str:
         return "tables" if typing.get_args(kind)[0] is Runtime else "list of texts"
     if isinstance(kind, types.GenericAlias) and typing.get_origin(kind) is dict:
         return "texts by name"
-    return {int: "integer"}.get(kind, "text")
+    return {int: "integer", bool: "true or false", Emulation | None: "table"}.get(kind, "text")
 
 
-@pytest.mark.parametrize("record", [Target, Runtime])
+@pytest.mark.parametrize("record", [Target, Runtime, Emulation])
 def test_field_table_is_that_of_the_record(record: type):
     table = (targets_folder() / "README.md").read_text(encoding="utf-8")
     assert "\n".join(_field_rows(record)) in table

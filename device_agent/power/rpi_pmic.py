@@ -7,6 +7,7 @@ current sensor.
 import re
 from typing import Dict, Tuple
 
+from device_agent.board import read_board
 from device_agent.machine import Machine
 from device_agent.power.source import Source, Unavailable
 
@@ -20,7 +21,7 @@ def open_source(machine: Machine) -> Source:
     Raises:
         Unavailable: This is no Raspberry Pi 5, or vcgencmd is missing or may not be used.
     """
-    if not machine.text("/proc/device-tree/model").startswith("Raspberry Pi"):
+    if not read_board(machine).model.startswith("Raspberry Pi"):
         raise Unavailable("not a Raspberry Pi")
     rails = tuple(sorted(_rails_mw(machine.run(_COMMAND))))
     if not rails:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import edgepipe
-from edgepipe.cli import bundles, catalogue, deploy, explain, reproduce, runs, start
+from edgepipe.cli import bundles, catalogue, deploy, emulator, explain, reproduce, runs, start
 from edgepipe.cli.show import print_error
 from edgepipe.cli.signals import ending_in_order
 from edgepipe.errors import EdgepipeError, InternalError, Interrupted, UsageError
@@ -18,7 +18,7 @@ from edgepipe.errors import EdgepipeError, InternalError, Interrupted, UsageErro
 EPILOG = """
 **The main job**: `edgepipe deploy model.onnx --target raspberrypi5 --host pi@10.0.0.5 --data val.npz`
 
-**No board at hand**: `edgepipe deploy model.onnx --target x86 --emulate --data val.npz`
+**No board at hand**: `edgepipe deploy model.onnx --target raspberrypi4 --emulate --data val.npz`
 
 **Nothing at hand**: `edgepipe demo`
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (deploy, bundles, explain, reproduce, runs, catalogue, start):
+for module in (deploy, bundles, emulator, explain, reproduce, runs, catalogue, start):
     module.register(app)
 
 

@@ -13,12 +13,12 @@ from edgepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepipe.cli.show import ProgressView
-    from edgepipe.job import Place
+    from edgepipe.job import Emulator, Place
 
 
 def ask_place(
     host: str | None,
-    emulate: bool,
+    emulate: bool | Emulator,
     identity: Path | None,
     accept_new_host_key: bool,
     view: ProgressView | None,
@@ -27,7 +27,7 @@ def ask_place(
 
     Args:
         host: As typed.
-        emulate: Likewise.
+        emulate: What --emulator names, or whether --emulate was typed.
         identity: Likewise.
         accept_new_host_key: Likewise.
         view: With --ask-password, what gives way to the questions that logging in brings up; else None.

@@ -137,6 +137,7 @@ def bench(
     target: o.TargetOption = None,
     host: o.HostOption = None,
     emulate: o.EmulateOption = False,
+    emulator: o.EmulatorOption = None,
     identity: o.IdentityOption = None,
     accept_new_host_key: o.AcceptNewHostKeyOption = False,
     ask_password: o.AskPasswordOption = False,
@@ -154,7 +155,7 @@ def bench(
 
     view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
+        ask_place(host, emulator or emulate, identity, accept_new_host_key, view if ask_password else None),
         jobs.current_project(),
         target or read_manifest(bundle).target,
     )
@@ -167,8 +168,10 @@ def bench(
 
 
 def probe(
+    target: o.TargetOption = None,
     host: o.HostOption = None,
     emulate: o.EmulateOption = False,
+    emulator: o.EmulatorOption = None,
     identity: o.IdentityOption = None,
     accept_new_host_key: o.AcceptNewHostKeyOption = False,
     ask_password: o.AskPasswordOption = False,
@@ -181,9 +184,10 @@ def probe(
 
     view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
+        ask_place(host, emulator or emulate, identity, accept_new_host_key, view if ask_password else None),
         jobs.current_project(),
+        target,
     )
     with view as emit:
-        facts = workflow.probe(place, emit=emit)
+        facts = workflow.probe(place, target, emit=emit)
     print_result(table.facts_table(facts), workflow.facts_data(facts), as_json=as_json)

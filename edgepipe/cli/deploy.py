@@ -35,6 +35,7 @@ def deploy(
     target: o.TargetOption = None,
     host: o.HostOption = None,
     emulate: o.EmulateOption = False,
+    emulator: o.EmulatorOption = None,
     data: o.DataOption = None,
     weights: o.WeightsOption = None,
     input_shape: o.InputShapeOption = None,
@@ -71,7 +72,7 @@ def deploy(
     job = jobs.resolve_job(options, project, host)
     view = ProgressView()
     place = jobs.resolve_place(
-        ask_place(host, emulate, identity, accept_new_host_key, view if ask_password else None),
+        ask_place(host, emulator or emulate, identity, accept_new_host_key, view if ask_password else None),
         project,
         target,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -110,8 +110,17 @@ EmulateOption = Annotated[
     bool,
     typer.Option(
         "--emulate",
-        help="Use the embedded device: an SSH server on this machine's loopback; figures are this machine's.",
+        help="Use an emulated device of the target, which edgepipe starts; for x86 on x86, this machine.",
         rich_help_panel=DEVICE,
+    ),
+]
+EmulatorOption = Annotated[
+    Literal["docker", "native"] | None,
+    typer.Option(
+        "--emulator",
+        help="What emulates: a container of the target's architecture, or this machine's own processor.",
+        rich_help_panel=DEVICE,
+        show_default="with --emulate: what suits the target",
     ),
 ]
 IdentityOption = Annotated[

@@ -68,7 +68,7 @@ def deploy(
     if bundle_folder is not None:
         check_bundle_folder(bundle_folder)
     prepared = prepare(job, emit)
-    with open_device(place, emit) as device:
+    with open_device(place, emit, prepared.target) as device:
         check_device(prepared.target, device, emit)
         created = datetime.now(UTC)
         run_id = new_run_id(prepared.source.model.name, prepared.target.name, created)
@@ -122,7 +122,7 @@ def bench(
     bundle = read_bundle(bundle_folder)
     board = load_target(target or bundle.manifest.target)
     check_writable(store)
-    with open_device(place, emit) as device:
+    with open_device(place, emit, board) as device:
         check_device(board, device, emit)
         created = datetime.now(UTC)
         results = measure_bundle(bundle, board, device, effort, emit=emit)
@@ -153,13 +153,19 @@ def push(bundle_folder: Path, place: Place, *, emit: Emit = silent) -> Pushed:
         )
 
 
-def probe(place: Place, *, emit: Emit = silent) -> protocol.Facts:
+def probe(place: Place, target: str | None = None, *, emit: Emit = silent) -> protocol.Facts:
     """What the device says of itself.
 
+    Args:
+        place: Where the device is.
+        target: Name or file of the target to emulate; only needed where `place` asks for a container.
+        emit: Where progress and warnings go.
+
     Raises:
+        TargetError: Unknown target.
         DeviceError: The device cannot be reached, or lacks what the agent needs.
     """
-    with open_device(place, emit) as device:
+    with open_device(place, emit, None if target is None else load_target(target)) as device:
         return device.facts
 
 
