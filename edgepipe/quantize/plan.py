@@ -164,7 +164,15 @@ def is_clip_of_linear(node: ir.Node) -> bool:
     producer = source.producer() if source is not None else None
     if source is None or producer is None or producer.op_type not in _TAKES_CLIPPING:
         return False
+    if producer.op_type == "AveragePool" and not _averages_alike(producer):
+        return False
     return len(source.uses()) == 1 and not source.is_graph_output()
+
+
+def _averages_alike(pool: ir.Node) -> bool:
+    """Whether every output is a mean of equally many elements: TFLite rounds others on their input's grid."""
+    padded = any(edit.ints(pool, "pads")) or edit.text(pool, "auto_pad", "NOTSET").startswith("SAME")
+    return not padded or bool(edit.integer(pool, "count_include_pad", 0))
 
 
 def holder(value: ir.Value, grids: Mapping[ir.Value, Grid]) -> ir.Value | None:

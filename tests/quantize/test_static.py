@@ -441,3 +441,14 @@ def test_an_average_pool_and_its_function_share_one_grid(
     step = read_qdq(result).grid("y.float")[0]
     assert np.abs(outputs[0] - outputs[1]).max() <= 1.01 * step
     assert np.mean(np.abs(outputs[0] - outputs[1]) > 0.5 * step) < 0.002
+
+
+def test_an_average_pool_that_leaves_pads_out_keeps_the_grid_of_its_input(build_model, quantize, read_qdq):
+    model = build_model(
+        """net (float[n,3,8,8] x) => (float[n,8,7,7] y) {
+            c = Conv(x, w) p = AveragePool<kernel_shape=[2,2], pads=[1,1,1,1]>(c) y = Relu(p)
+        }""",
+        w=normal(8, 3, 3, 3),
+    )
+    qdq = read_qdq(quantize(model)[1])
+    assert qdq.grid("p") == qdq.grid("c")
