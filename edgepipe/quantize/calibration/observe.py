@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 _CACHE_BYTES = 64 << 20
 """What the observed tensors of one batch may take: more falls out of the cache before it is read again, and
 with less the runtime has too few samples at a time to keep all cores busy."""
-_MOST_SAMPLES = 64
-"""Samples of a batch at most."""
-_COUNTED_TOGETHER = 32
-"""Samples whose values are counted at once: many small arrays cost more than a large one."""
+_LAYER_BYTES = 1 << 19
+"""What the largest tensor of one batch may take where that leaves samples enough: a layer's output is reduced
+while it is in the cache that is nearest."""
+_FEWEST_SAMPLES, _MOST_SAMPLES = 4, 64
+"""Samples of a batch that the two limits leave, the first of them at least."""
+_TOGETHER = 32
+"""Samples that are reduced and counted at once: many small arrays cost more than a large one."""
+_LARGE = 1 << 14
+"""Elements of a sample from which on a tensor is reduced as it comes."""
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -156,7 +161,7 @@ class _Counts:
         for name, each in values.items():
             self._waiting[name].append(each.ravel())
         self._samples += samples
-        return self._samples >= _COUNTED_TOGETHER
+        return self._samples >= _TOGETHER
 
     def flush(self, extremes: Mapping[str, tuple[float, float]]) -> None:
         """Counts the values kept; `extremes` are those of everything seen so far, by tensor."""
@@ -181,24 +186,52 @@ class _Observers:
         self.channel_totals: dict[str, Any] = {part.output: 0.0 for part in graph.mean}
         self.counts = _Counts(watch.tensors if watch.histograms else ())
         self.samples = 0
+        self._waiting: list[dict[str, NDArray[np.float32]]] = []
+        self._samples_waiting = 0
 
     def add(self, arrays: Mapping[str, NDArray[np.float32]], samples: int) -> None:
         self.samples += samples
-        for name, observer in self.whole.items():
-            observer.add(arrays[name], samples)
-        self.high.add(arrays, samples)
-        self.negated_low.add(arrays, samples)
-        for part in self.graph.mean:
-            means = arrays[part.output].reshape(samples, -1)
-            self.channel_totals[part.output] = self.channel_totals[part.output] + means.sum(0, np.float64)
+        large = {name for name in self.whole if _is_large(arrays[name], samples)}
+        for name in large:
+            self.whole[name].add(arrays[name], samples)
+        small = {name: each for name, each in arrays.items() if name not in large}
+        if self._waiting and any(
+            each.shape[1:] != self._waiting[0][name].shape[1:] for name, each in small.items()
+        ):
+            self._reduce()  # the batch is not their first axis, and the last batch is a smaller one
+        self._waiting.append(small)
+        self._samples_waiting += samples
+        if self._samples_waiting >= _TOGETHER:
+            self._reduce()
         if self.watch.histograms:
             values = {name: _thinned(arrays[name], samples) for name in self.whole}
             values |= {name: arrays[output] for name, output in self.graph.sampled.items()}
             if self.counts.add(values, samples):
                 self.counts.flush(self._extremes())
 
+    def _reduce(self) -> None:
+        """Takes in what waits."""
+        waiting, samples = self._waiting, self._samples_waiting
+        self._waiting, self._samples_waiting = [], 0
+        if not waiting:
+            return
+        reduced = [name for name in waiting[0] if name in self.whole]
+        reduced += [part.output for part in (*self.graph.high, *self.graph.negated_low, *self.graph.mean)]
+        arrays = waiting[0]
+        if len(waiting) > 1:
+            arrays = {name: np.concatenate([each[name] for each in waiting]) for name in reduced}
+        for name in reduced:
+            if name in self.whole:
+                self.whole[name].add(arrays[name], samples)
+        self.high.add(arrays, samples)
+        self.negated_low.add(arrays, samples)
+        for part in self.graph.mean:
+            means = arrays[part.output].reshape(samples, -1)
+            self.channel_totals[part.output] = self.channel_totals[part.output] + means.sum(0, np.float64)
+
     def _extremes(self) -> dict[str, tuple[float, float]]:
         """Least and greatest value of each tensor so far."""
+        self._reduce()
         lows = self.negated_low.extremes()
         extremes = {name: (0.0 - lows.get(name, 0.0), high) for name, high in self.high.extremes().items()}
         return extremes | {name: (float(each.low), float(each.high)) for name, each in self.whole.items()}
@@ -254,8 +287,7 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
     means = {name for name, axis in watch.channel_axes.items() if axis == 1}
     graph = instrument(model, watch.tensors, histograms=watch.histograms, means=means)
     session = _session(graph.payload)
-    together = 4 * sum(graph.elements.values())
-    size = spec.shape[0] or int(np.clip(_CACHE_BYTES // max(together, 1), 1, _MOST_SAMPLES))
+    size = spec.shape[0] or _batch(graph)
     computed = [name for name in graph.outputs if name != spec.name]
     observers = _Observers(graph, watch)
     with stage(emit, "calibrate", total=len(data)) as running:
@@ -273,6 +305,13 @@ def observe(model: Model, data: Dataset, watch: Watch, emit: Emit) -> dict[str, 
         observations[spec.name] = msgspec.structs.replace(observations[spec.name], reaches=())
     _require_finite(observations, data)
     return observations
+
+
+def _batch(graph: Instrumented) -> int:
+    """Samples that run together."""
+    together, largest = sum(graph.elements.values()), max(graph.elements.values(), default=0)
+    near = max(_LAYER_BYTES // max(4 * largest, 1), _FEWEST_SAMPLES)
+    return int(np.clip(_CACHE_BYTES // max(4 * together, 1), 1, min(near, _MOST_SAMPLES)))
 
 
 def _check(model: Model, data: Dataset) -> None:
@@ -299,6 +338,11 @@ def _session(payload: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
+
+
+def _is_large(values: NDArray[np.float32], samples: int) -> bool:
+    """Whether the tensor of one run is reduced by itself: those without a batch cannot be put together."""
+    return values.ndim == 0 or len(values) % samples != 0 or values.size >= _LARGE * samples
 
 
 def _thinned(values: NDArray[np.float32], samples: int) -> NDArray[np.float32]:

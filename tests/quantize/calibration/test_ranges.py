@@ -5,14 +5,16 @@ from typing import get_args
 
 import hypothesis.strategies as st
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from edgepipe.errors import DataEmpty, DataNotFinite, ModelError
 from edgepipe.events import StageAdvanced, StageStarted, silent
+from edgepipe.model import onnx_model
 from edgepipe.quantize.calibration.histogram import BINS, Histogram
-from edgepipe.quantize.calibration.probes import COUNTED
+from edgepipe.quantize.calibration.probes import COUNTED, Instrumented
 from edgepipe.quantize.calibration.ranges import (
     Algorithm,
     Observation,
@@ -333,6 +335,48 @@ def test_samples_in_any_batches_and_order_give_the_same(deep, make_context, monk
             assert (seen[name].low, seen[name].high) == (found[0][name].low, found[0][name].high)
             assert seen[name].typical == pytest.approx(found[0][name].typical, rel=1e-12)
         np.testing.assert_allclose(seen["b"].mean, found[0]["b"].mean, rtol=1e-5, atol=1e-7)
+
+
+def test_a_tensor_whose_batch_is_not_its_first_axis(build_model, make_context, compute, monkeypatch):
+    from edgepipe.quantize.calibration import observe as module
+
+    monkeypatch.setattr(module, "_MOST_SAMPLES", 4)
+    model = build_model(
+        """net (float[n,8,3] x) => (float[n,8,3] y)
+        { a = Transpose<perm=[1,0,2]>(x)  b = Sin(a)  y = Transpose<perm=[1,0,2]>(b) }"""
+    )
+    x = np.random.default_rng(11).normal(size=(10, 8, 3)).astype(np.float32)
+    seen = observe(model, make_context(x).calibration, watch("x", "b", "y"), silent)
+    y, b = compute(model, x, ["b"])
+    for name, values in (("b", b), ("y", y)):
+        assert (seen[name].low, seen[name].high) == (values.min(), values.max())
+
+
+def test_single_samples_are_reduced_together(tiny_onnx, make_context, monkeypatch):
+    from edgepipe.quantize.calibration import observe as module
+
+    reduced = []
+    add = module._Observer.add
+    monkeypatch.setattr(
+        module._Observer, "add", lambda self, values, n: (reduced.append(len(values)), add(self, values, n))
+    )
+    model = onnx_model(onnx.load_from_string(tiny_onnx(batch=1).payload), "single")
+    x = np.random.default_rng(12).normal(size=(40, 3, 4, 5)).astype(np.float32)
+    seen = observe(model, make_context(x).calibration, watch("x", "y"), silent)
+    assert reduced == [32, 32, 8, 8]
+    assert (seen["x"].low, seen["x"].high) == (x.min(), x.max())
+    assert seen["x"].typical[1] == pytest.approx(x.reshape(40, -1).max(1).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("side", "batch"), [(8, 64), (32, 8), (224, 4), (2000, 1)])
+def test_a_batch_of_layers_is_as_large_as_the_nearest_cache_allows(side, batch):
+    from edgepipe.quantize.calibration.observe import _batch
+
+    elements = {"a": 16 * side**2, "b": 4 * side**2}
+    graph = Instrumented(
+        payload=b"", whole=(), sampled={}, high=(), negated_low=(), mean=(), elements=elements
+    )
+    assert _batch(graph) == batch
 
 
 def test_memory_does_not_grow_with_the_samples(deep, make_context):
