@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import edgepipe
-from edgepipe.cli import bundles, catalogue, deploy, emulator, explain, reproduce, runs, start
+from edgepipe.cli import bundles, catalogue, deploy, emulator, explain, outputs, reproduce, runs, start
 from edgepipe.cli.show import print_error
 from edgepipe.cli.signals import ending_in_order
 from edgepipe.errors import EdgepipeError, InternalError, Interrupted, UsageError
@@ -34,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (deploy, bundles, emulator, explain, reproduce, runs, catalogue, start):
+for module in (deploy, bundles, emulator, explain, outputs, reproduce, runs, catalogue, start):
     module.register(app)
 
 

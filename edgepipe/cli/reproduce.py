@@ -55,6 +55,7 @@ def reproduce(
     bundle: BundleOption = None,
     host: o.HostOption = None,
     emulate: o.EmulateOption = False,
+    emulator: o.EmulatorOption = None,
     identity: o.IdentityOption = None,
     accept_new_host_key: o.AcceptNewHostKeyOption = False,
     ask_password: o.AskPasswordOption = False,
@@ -71,9 +72,8 @@ def reproduce(
     from edgepipe.workflow import reproducing
 
     view = ProgressView()
-    place = ask_place(
-        host, emulate or host is None, identity, accept_new_host_key, view if ask_password else None
-    )
+    chosen = emulator or emulate or host is None
+    place = ask_place(host, chosen, identity, accept_new_host_key, view if ask_password else None)
     given = reproducing.Given(model=model, weights=weights, data=data, bundle=bundle)
     with view as emit:
         found = reproducing.reproduce(

@@ -91,7 +91,7 @@ def reproduce(
         device: Device | None = None
         if not _differ(checks):
             checks += _rebuild(published, prepared, Path(work) / "bundle", emit)
-            with open_device(place, emit) as device:
+            with open_device(place, emit, prepared.target) as device:
                 checks += compare_results(run, device, _measure(published, origin, device, emit))
     return _conclude(run, published.bundle, tuple(checks), device)
 
