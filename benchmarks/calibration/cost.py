@@ -32,7 +32,7 @@ from edgepipe.quantize.calibration.ranges import Shared, Watch, choose_grids, ob
 
 FURTHER = 192
 """Samples beyond `SAMPLES` for what each further one costs: without what a session costs to create."""
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 4, 16, 64)
 PEERS = {
     "ONNX Runtime MinMax": CalibrationMethod.MinMax,
     "ONNX Runtime Entropy": CalibrationMethod.Entropy,
