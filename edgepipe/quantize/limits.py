@@ -76,7 +76,7 @@ def _of_coarse(nodes: list[ir.Node]) -> tuple[str, str]:
     which = "1 layer is" if len(nodes) == 1 else f"{len(nodes)} layers are"
     names = _listed(f"{node.op_type} ({node_name(node)})" for node in nodes)
     text = (
-        f"{which} left in float, as steps of an output are {MOST_STEPS:.0f} times finer than those added up"
+        f"{which} left in float, as output steps are over {MOST_STEPS:.0f} times finer than what is added up"
     )
     return f"{text}: {names}", "terms cancel, or channels differ too much, which quantize.equalize evens out"
 
