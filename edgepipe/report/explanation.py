@@ -9,10 +9,8 @@ from rich.text import Text
 from edgepipe.quantize.explain.diagnosis import LayerDiagnosis
 from edgepipe.quantize.explain.explanation import Explanation, LayerExplanation
 from edgepipe.report import text
-from edgepipe.report.layout import FigureTable, figure_table
+from edgepipe.report.layout import FigureTable, LongName, figure_table
 from edgepipe.units import format_share
-
-LONGEST_NAME = 20
 
 
 def explanation_summary(explanation: Explanation, top: int) -> RenderableType:
@@ -65,7 +63,7 @@ def _cells(each: LayerExplanation) -> list[RenderableType]:
     if len(steps) > 1 and steps[0] != steps[-1]:
         sqnr.append(f"\n{steps[0]}→{steps[-1]}", "dim")
     return [
-        Text.assemble((short(layer.name.removesuffix(f"/{layer.op}")), "bold"), (f"\n{_kind(layer)}", "dim")),
+        LongName(layer.name.removesuffix(f"/{layer.op}"), _kind(layer)),
         text.NONE if activation is None else f"{activation.low:.3g}\n{activation.high:.3g}",
         text.NONE if activation is None or not activation.clipped else share(activation.clipped),
         sqnr,
@@ -127,8 +125,3 @@ def gain(gain_db: float, *, unit: bool = True) -> str:
 def share(value: float) -> str:
     """A share of values, small ones too: ``0.3 %``, ``<0.1 %``."""
     return format_share(value) if value >= 1e-3 else "<0.1 %"
-
-
-def short(name: str, length: int = LONGEST_NAME) -> str:
-    """The end of a long name, which tells layers apart."""
-    return name if len(name) <= length else "…" + name[-length + 1 :]

@@ -13,6 +13,7 @@ from edgepipe.bundle import Step
 from edgepipe.files import write_whole
 from edgepipe.quantize.explain.explanation import Explanation
 from edgepipe.report import charts, explanation, text
+from edgepipe.report.layout import short
 from edgepipe.report.profile import profile
 from edgepipe.report.view import RunView, notes_of, view_of
 from edgepipe.store import Run
@@ -76,7 +77,7 @@ def _environment() -> Environment:
         "format_share": format_share,
         "chart": charts,
         "shown": explanation,
-        "shorten": explanation.short,
+        "shorten": short,
     }
     return environment
 

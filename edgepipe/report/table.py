@@ -63,7 +63,7 @@ def bundle_summary(bundle: Bundle) -> RenderableType:
             format_bytes(artifact.size_bytes),
             _ports(artifact),
             _counts(artifact.op_counts),
-            _pairs(artifact.needs, " ≥ "),
+            _pairs(artifact.needs, "≥"),
         )
     steps = figure_table("step", ">before", ">after", ">SQNR on calibration samples")
     for step in manifest.steps:
@@ -86,7 +86,7 @@ def emission_summary(emission: Emission, output: Path) -> RenderableType:
     return Text.assemble(
         (str(output), "bold"),
         f"  {emission.name}, {format_bytes(len(emission.payload))}\n",
-        (f"{_counts(emission.op_counts)}\nneeds {_pairs(emission.needs, ' ≥ ')}", "dim"),
+        (f"{_counts(emission.op_counts)}\nneeds {_pairs(emission.needs, '≥')}", "dim"),
     )
 
 
@@ -333,7 +333,7 @@ def _ports(artifact: Artifact) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return ", ".join(f"{count}×{name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _pairs(values: Mapping[str, str], joint: str) -> str:

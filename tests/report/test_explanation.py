@@ -17,8 +17,9 @@ from edgepipe.quantize.explain.diagnosis import (
 )
 from edgepipe.quantize.explain.explanation import Explanation, Gain, LayerExplanation, RecoveryStep, Remedy
 from edgepipe.quantize.explain.summary import summarize
-from edgepipe.report.explanation import explanation_summary, short
+from edgepipe.report.explanation import explanation_summary
 from edgepipe.report.html import render_explanation, render_report
+from edgepipe.report.layout import short
 from edgepipe.report.profile import APART, GROUND, NAMED, TOP, profile
 
 
@@ -181,8 +182,10 @@ def test_no_line_is_wider_than_the_terminal(explanation, width):
 
 
 def test_long_names_keep_their_end():
-    assert short("a" * 20) == "a" * 20
-    assert short("/model/features/block.17/project") == "…es/block.17/project"
+    assert short("a" * 20, 20) == "a" * 20
+    assert short("/model/features/block.17/project", 20) == "…/block.17/project"
+    assert short("/model/features/block.17/project", 12) == "…/project"
+    assert short("/model/features/block.17/projection", 8) == "…jection"
 
 
 def test_better_sqnr_is_drawn_higher_and_order_is_that_of_computation(explanation):

@@ -1,15 +1,20 @@
 import io
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from device_agent import protocol
+from edgepipe.bundle import Bundle, Manifest
 from edgepipe.evaluate import Judged
 from edgepipe.measure import Reading
 from edgepipe.report import table
+from edgepipe.report.layout import LongName, figure_table
 from edgepipe.report.view import notes_of, view_of
 from edgepipe.store import save_run, summarize
+from edgepipe.units import format_bytes
 
 
 def shown(renderable, width=120):
@@ -112,6 +117,40 @@ def test_tables_fit_a_terminal(make_run, embedded, tmp_path, width):
             assert max(map(len, lines)) <= width
             assert len(lines) < 65
         assert shown(parts[0], width).count("VALID") == 1 + len(run.results)  # nothing is cropped
+
+
+@pytest.mark.parametrize("width", [60, 76, 80, 100, 120])
+def test_no_word_is_broken(make_run, width):
+    """Names of operators and packages, with their counts and versions, and figures with their units."""
+    operators = {"DequantizeLinear": 162, "GlobalAveragePool": 1, "DEPTHWISE_CONV_2D": 16, "Conv": 9}
+    run = make_run()
+    artifact = msgspec.structs.replace(run.results[0].artifact, op_counts=operators)
+    names = [msgspec.structs.replace(artifact, name=name) for name in ("float32.tflite", "int8.tflite")]
+    manifest = Manifest(
+        edgepipe_version="0.1.0", model_name="net", model_source="net.onnx", model_digest="0" * 64, inputs=(),
+        outputs=(), target="x86", recipe="int8", seed=0, calibration=None, steps=(), artifacts=tuple(names),
+        versions={},
+    )  # fmt: skip
+    bundle = Bundle(folder=Path("bundle"), manifest=manifest, digest="0" * 64)
+    text = shown(table.bundle_summary(bundle), width)
+    words = text.replace(",", " ").split()
+    for name, count in operators.items():
+        assert words.count(f"{count}×{name}") == 2
+    for name, version in artifact.needs.items():
+        assert words.count(f"{name}≥{version}") == 2
+    assert max(map(len, text.splitlines())) <= width
+    figure = format_bytes(artifact.size_bytes)
+    assert len(re.findall(rf"(?m){re.escape(figure)}\b", text)) >= 2
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_long_names_lose_whole_parts(width):
+    name = "/model/features.14/conv.1/depthwise/Conv"
+    grid = figure_table("layer", *(f">figure {number}" for number in range(5)))
+    grid.add(LongName(name, "Conv"), *["12.3 dB"] * 5)
+    [line] = [line for line in shown(grid, width).splitlines() if "12.3 dB" in line]
+    assert line.split()[0] == (name if width == 120 else "…/conv.1/depthwise/Conv")
+    assert line.count("12.3 dB") == 5
 
 
 @pytest.mark.parametrize("width", [50, 64])
