@@ -6,10 +6,7 @@ set -eu
 missing=""
 command -v python3 >/dev/null || missing="$missing python3"
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
-for package in ${PACKAGES:-}; do
-    [ -e "/usr/share/doc/$package" ] || [ -e "/var/lib/dpkg/info/$package.list" ] ||
-        grep -qsx "Package: $package" /var/lib/dpkg/status || missing="$missing $package"
-done
+[ -z "${DEBIAN_NUMPY:-}" ] || [ -d /usr/lib/python3/dist-packages/numpy ] || missing="$missing python3-numpy"
 if [ -n "$missing" ]; then
     apt-get update -qq
     # shellcheck disable=SC2086

@@ -60,12 +60,12 @@ class EmulatedDevice(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     container: str
     engine: str
-    folder: Path
+    folder: str
 
     @property
     def access(self) -> Access:
         """The files that open it."""
-        return Access(self.folder)
+        return Access(Path(self.folder))
 
     @property
     def host(self) -> Host:
@@ -204,7 +204,7 @@ def _device(engine: Engine, told: dict[str, Any]) -> EmulatedDevice:
         image=told["Config"]["Image"].removeprefix("localhost/"),
         container=told["Name"].lstrip("/"),
         engine=engine.kind,
-        folder=access_to(target).folder,
+        folder=str(access_to(target).folder),
     )
 
 

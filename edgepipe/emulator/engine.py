@@ -53,7 +53,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
             raise EmulatorFailed(
                 f"{self.kind} {arguments[0]} failed",
                 where=f"{self.program} {' '.join(arguments[:2])} ...",
-                got=last_lines(done.stderr or done.stdout) or f"exit status {done.returncode}",
+                got=last_lines(done.stdout + done.stderr) or f"exit status {done.returncode}",
                 remedy=_remedy(done.stderr),
             )
         return done.stdout

@@ -114,14 +114,14 @@ def _requirements(target: Target) -> tuple[str, ...]:
     return tuple(f"{each.package}=={each.version}" for each in target.runtimes)
 
 
-def _debian_packages(target: Target) -> tuple[str, ...]:
-    """What comes from Debian as PyPI has no wheel of it."""
-    return ("python3-numpy",) if target.architecture == "armv7l" else ()
+def _debian_numpy(target: Target) -> bool:
+    """Whether NumPy comes from Debian: PyPI has no wheel of it for 32-bit Arm."""
+    return target.architecture == "armv7l"
 
 
 def _digest(target: Target, base: Base, requirements: tuple[str, ...]) -> str:
     """Digest of everything that goes into the image."""
-    parts: list[object] = [base.id, base.python, target.architecture, requirements, _debian_packages(target)]
+    parts: list[object] = [base.id, base.python, target.architecture, requirements]
     root = docker_folder()
     files = [root / "constraints" / f"{base.python}.txt"]
     for each in _SENT:
@@ -142,7 +142,7 @@ def _unpack_wheels(requirements: tuple[str, ...], target: Target, python: str, f
     command += [f"--platform={each}" for each in platforms]
     constraints = docker_folder() / "constraints" / f"{python}.txt"
     command += [f"--constraint={constraints}"] if constraints.is_file() else []
-    command += ["--no-deps"] if _debian_packages(target) else []
+    command += ["--no-deps"] if _debian_numpy(target) else []
     done = subprocess.run(
         [*command, f"--target={folder}", *requirements],
         capture_output=True,
@@ -160,7 +160,7 @@ def _unpack_wheels(requirements: tuple[str, ...], target: Target, python: str, f
 
 
 def _build(engine: Engine, target: Target, base: Base, context: Path, tag: str) -> None:
-    arguments = [f"BASE={base.name}", f"PACKAGES={' '.join(_debian_packages(target))}"]
+    arguments = [f"BASE={base.name}", f"DEBIAN_NUMPY={'yes' if _debian_numpy(target) else ''}"]
     options = [option for each in arguments for option in ("--build-arg", each)]
     if engine.kind == "podman":
         options += ["--format", "docker"]  # the OCI's format has no health check

@@ -22,12 +22,12 @@ def devices_table(devices: Sequence[EmulatedDevice]) -> RenderableType:
     if not devices:
         return Text("no emulated device; start one: edgepipe emulator up --target raspberrypi4")
     table = Table(box=SIMPLE_HEAD)
-    for name in ("target", "state", "address", "cores", "memory", "image"):
-        table.add_column(name)
+    for name in ("target", "state", "address", "cores", "memory"):
+        table.add_column(name, overflow="fold")
     for device in devices:
         address = str(device.host) if device.port else ""
         cores, memory = f"{device.cpus:g}", format_bytes(device.memory_bytes)
-        table.add_row(device.target, device.state, address, cores, memory, device.image)
+        table.add_row(device.target, device.state, address, cores, memory)
     return table
 
 
