@@ -7,20 +7,18 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgepipe import sources
 from edgepipe.bundle import MANIFEST, Artifact, Bundle, Port, read_bundle
 from edgepipe.data import Dataset, leave_out, load_data
-from edgepipe.errors import BundleError, UsageError
 from edgepipe.evaluate import Estimate, Judged, compare, evaluate, predictions
 from edgepipe.events import Emit, Warned, silent
 from edgepipe.job import DataSpec
-from edgepipe.model import Model, TensorSpec, onnx_model
+from edgepipe.model import Model, TensorSpec
 from edgepipe.runtime import infer, open_session, usable_cores
 from edgepipe.workflow.prepare import check_inputs, model_classes
+from edgepipe.workflow.stored import float_reference
 
 Outputs = list[NDArray[np.float32]]
 
@@ -71,11 +69,14 @@ def evaluate_subject(
         DataError: The samples do not fit.
     """
     bundle = read_bundle(Path(subject)) if (Path(subject) / MANIFEST).is_file() else None
-    model = None if bundle else sources.load(subject, emit=emit).model
+    model = sources.load(subject, emit=emit).model if bundle is None else None
     if against is not None:
         reference = sources.load(against, emit=emit).model
+    elif bundle is not None:
+        reference = float_reference(bundle)
     else:
-        reference = model or _float_reference(bundle)
+        assert model is not None  # noqa: S101 - one of the two was read
+        reference = model
     check_inputs(reference, against or subject)
     dataset = load_data(
         data.path,
@@ -137,27 +138,6 @@ def _ports(specs: tuple[TensorSpec, ...]) -> tuple[Port, ...]:
             permutation=tuple(range(len(spec.shape))),
         )
         for spec in specs
-    )
-
-
-def _float_reference(bundle: Bundle | None) -> Model:
-    """The bundle's own float ONNX artifact."""
-    for artifact in bundle.manifest.artifacts if bundle else ():
-        if bundle and artifact.name == "float32.onnx":
-            try:
-                proto = onnx.load_from_string(bundle.read(artifact.name))
-            except DecodeError as error:
-                raise BundleError(
-                    "the bundle's float model is corrupt",
-                    where=str(bundle.folder / artifact.name),
-                    got=str(error),
-                    remedy="make the bundle again",
-                ) from error
-            return onnx_model(proto, bundle.manifest.model_name)
-    raise UsageError(
-        "the bundle holds no float ONNX artifact to compare with",
-        where=str(bundle.folder) if bundle else "",
-        remedy="name the float model: --against MODEL",
     )
 
 

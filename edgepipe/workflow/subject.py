@@ -22,8 +22,8 @@ from edgepipe.quantize.explain.diagnose import evenly
 from edgepipe.target import load_target
 from edgepipe.workflow.prepare import check_inputs, model_classes
 from edgepipe.workflow.recovery import Rerun, load_rerun
+from edgepipe.workflow.stored import float_reference, stored_model
 
-FLOAT = "float32.onnx"
 UNEXPLAINED = ("float32", "float16", "dynamic")
 """What artifacts hold that have no ranges of their own."""
 CLEAN_UP = "graph.simplify"
@@ -119,7 +119,7 @@ def changing_passes(bundle: Bundle) -> list[str]:
 def _quantized(bundle: Bundle) -> Model:
     for artifact in bundle.manifest.artifacts:
         if artifact.format == "onnx" and artifact.precision not in UNEXPLAINED:
-            return _with_float_ports(_model(bundle, artifact), artifact)
+            return _with_float_ports(stored_model(bundle, artifact), artifact)
     names = ", ".join(artifact.name for artifact in bundle.manifest.artifacts)
     if any(artifact.precision == "dynamic" for artifact in bundle.manifest.artifacts):
         raise BundleError(
@@ -134,22 +134,6 @@ def _quantized(bundle: Bundle) -> Model:
         got=names,
         remedy="make one for a target that takes ONNX, as --target x86, by a recipe that quantizes",
     )
-
-
-def _model(bundle: Bundle, artifact: Artifact) -> Model:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        proto = onnx.load_from_string(bundle.read(artifact.name))
-    except DecodeError as error:
-        raise BundleError(
-            "an artifact of the bundle is corrupt",
-            where=str(bundle.folder / artifact.name),
-            got=str(error),
-            remedy="make the bundle again",
-        ) from error
-    return onnx_model(proto, bundle.manifest.model_name)
 
 
 def _with_float_ports(model: Model, artifact: Artifact) -> Model:
@@ -194,14 +178,7 @@ def _reference(bundle: Bundle, against: str | None, emit: Emit) -> Model:
         model = sources.load(against, emit=emit).model
         check_inputs(model, against)
         return model
-    for artifact in bundle.manifest.artifacts:
-        if artifact.name == FLOAT:
-            return _model(bundle, artifact)
-    raise UsageError(
-        "the bundle holds no float ONNX artifact to compare with",
-        where=str(bundle.folder),
-        remedy="name the float model: --against MODEL",
-    )
+    return float_reference(bundle)
 
 
 def _golden_samples(bundle: Bundle) -> NDArray[Any]:
