@@ -56,7 +56,8 @@ def verdict_of(measurement: Measurement, latency: Latency | None = None) -> Verd
     """
     latency = latency or latency_of(measurement)
     reasons = tuple(_reasons(measurement, latency))
-    warnings = tuple(_warnings(measurement, latency)) if latency else ()
+    emulated = measurement.kind == "emulated"
+    warnings = tuple(_warnings(measurement, latency)) if latency and not emulated else ()
     return Verdict("INVALID" if reasons else "VALID", reasons, warnings)
 
 
@@ -102,15 +103,15 @@ def _reasons(measurement: Measurement, latency: Latency | None) -> Iterator[Find
         yield Finding(f"{measurement.outcome}: {measurement.message}", _OUTCOME_ADVICE[measurement.outcome])
         return
     needed = RUNS_NEEDED[0.9]
-    if latency is None or latency.runs < needed:
-        runs = latency.runs if latency else 0
-        yield Finding(
-            f"{runs} runs; the 90th percentile needs {needed}", "measure longer, or ask for more runs"
-        )
     if measurement.kind == "emulated":
         yield Finding(
             f"emulated: {measurement.emulation or 'not the device itself'}",
-            "an emulator's time says nothing about a device's; measure on the board",
+            "outputs were checked; an emulator's time says nothing about a device's: measure on the board",
+        )
+    elif latency is None or latency.runs < needed:
+        runs = latency.runs if latency else 0
+        yield Finding(
+            f"{runs} runs; the 90th percentile needs {needed}", "measure longer, or ask for more runs"
         )
     for reading in throttled(measurement):
         yield Finding(

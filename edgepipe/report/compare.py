@@ -218,7 +218,8 @@ def _accuracy(result: ArtifactResult) -> Estimate | None:
 
 
 def _latency(measurement: Measurement | None) -> Latency | None:
-    return latency_of(measurement) if measurement else None
+    """An emulator's times are shown nowhere: they say nothing about a device's."""
+    return latency_of(measurement) if measurement and measurement.kind != "emulated" else None
 
 
 def _verdict(measurement: Measurement | None, latency: Latency | None) -> Verdict | None:

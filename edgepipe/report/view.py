@@ -33,7 +33,7 @@ class ResultView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         result: The record.
-        latency: None where nothing was measured.
+        latency: None where nothing was measured, and where an emulator was: its times are no device's.
         energy: None likewise.
         verdict: None where it was not tried.
         baseline: The artifact that `speedup` is against: the float one of the same format; "" without one.
@@ -160,14 +160,15 @@ def _view(result: ArtifactResult, run: Run) -> ResultView:
     if measurement is None:
         return ResultView(result=result)
     baseline = _baseline(result, run)
-    latency = latency_of(measurement)
+    emulated = measurement.kind == "emulated"
+    latency = None if emulated else latency_of(measurement)
     return ResultView(
         result=result,
         latency=latency,
         energy=energy_of(measurement) if measurement.latencies_ns else None,
         verdict=verdict_of(measurement, latency),
         baseline=baseline.artifact.name if baseline else "",
-        speedup=_speedup(measurement, baseline.measurement if baseline else None),
+        speedup=None if emulated else _speedup(measurement, baseline.measurement if baseline else None),
     )
 
 

@@ -27,6 +27,11 @@ the layers: LiteRT 2.3 and tflite-runtime 2.14 differ by up to 7 steps on the ou
 both. A wrong kernel is off by far more."""
 
 
+EMULATED_RUNS = 11
+"""An emulator's runs are hundreds of times as slow as a board's and time nothing: they only show that an artifact
+goes on running."""
+
+
 REFUSALS = (DeviceRuntimeMissing, DeviceRuntimeTooOld, AgentFailed)
 """What keeps one artifact from running, and need not keep others."""
 
@@ -152,7 +157,7 @@ def _measure(
         return ArtifactResult(artifact=artifact, verification=verification, skipped=reason)
     request = protocol.Bench(
         plan=task.plan(),
-        min_runs=effort.min_runs,
+        min_runs=min(effort.min_runs, EMULATED_RUNS) if device.kind == "emulated" else effort.min_runs,
         min_duration_ns=round(effort.min_duration_s * 1e9),
         seed=seed,
         power_sources=target.power_sources,
@@ -161,7 +166,9 @@ def _measure(
         events = device.agent.bench(task, request, on_progress=lambda event: _advance(measuring, event))
         measurement = from_protocol(events, task.plan(), device.facts, kind=device.kind)
         latency = latency_of(measurement)
-        if latency is not None and latency.median_ns is not None:
+        if measurement.kind == "emulated" and latency is not None:
+            measuring.detail = f"{latency.runs} runs, emulated: no time is told"
+        elif latency is not None and latency.median_ns is not None:
             measuring.detail = f"{latency.runs} runs, median {format_ns(latency.median_ns.value)}"
         else:
             measuring.detail = f"{measurement.outcome}: {measurement.message}"
