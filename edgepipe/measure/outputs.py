@@ -32,7 +32,7 @@ class LayerDifference(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         layer: The layer, as the artifact names it.
-        op: What it is.
+        op: What it is: "Conv", "CONV_2D"; "output" for an output of the model.
         elements: Elements compared.
         differing: Elements that are not bit-equal.
         worst_steps: Greatest difference in steps of its grid; None for floats.
@@ -67,9 +67,10 @@ class SiteOutputs(msgspec.Struct, frozen=True, kw_only=True):
         not_finite: Elements that are NaN or infinite where the reference's are not.
         digests: sha256 of each output: for each sample, one for each port.
         reason: Why it did not run there; "" where it did.
-        layers: Layer by layer, in the order of the work; empty where that was not asked.
+        layers: Layer by layer, in the order of the work, the outputs last; empty where that was not asked.
         first_layer: The first layer that differs; "" where none does, or that was not asked.
-        disturbed: True where looking at the layers changed the outputs, so that layers tell less.
+        disturbed: True where returning the layers changes the outputs here, as a runtime fuses less: then
+            all of this is told of that form.
     """
 
     artifact: str

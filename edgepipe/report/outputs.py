@@ -89,7 +89,7 @@ def _layers(artifact: str, results: list[SiteOutputs]) -> list[RenderableType]:
         if rest > 0:
             parts.append(Text(f"and {rest} later layers that differ: --json", "dim"))
     if any(each.disturbed for each in looked):
-        note = "returning layers changes this artifact's outputs on this host, as less is fused"
+        note = "returning its layers changes its outputs, as less is fused: all here is told of that form"
         parts.append(Text(f"{artifact}: {note}", "yellow"))
     return parts
 

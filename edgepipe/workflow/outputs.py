@@ -280,17 +280,7 @@ def _result(
     expected = [tuple(each.digests[file] for file in each.outputs[:own]) for each in artifact.golden]
     digests = tuple(each[:own] for each in said.digests)
     differing = sum(then != now for then, now in zip(expected, digests, strict=True))
-    layers = tuple(
-        LayerDifference(
-            layer=each.layer,
-            op=each.op,
-            elements=port.elements,
-            differing=port.differing,
-            worst_steps=port.worst_steps,
-            worst_relative=port.worst_relative,
-        )
-        for each, port in zip(taps, said.outputs[own:], strict=True)
-    )
+    layers = _layers(taps, said.outputs[own:], ports)
     steps = [port.worst_steps for port in ports if port.worst_steps is not None]
     return SiteOutputs(
         artifact=artifact.name,
@@ -311,6 +301,28 @@ def _result(
         layers=layers,
         first_layer=next((each.layer for each in layers if each.differing), ""),
         disturbed=artifact.name in reference.disturbed,
+    )
+
+
+def _layers(
+    taps: tuple[Tap, ...],
+    tapped: Sequence[protocol.OutputDifference],
+    outputs: Sequence[protocol.OutputDifference],
+) -> tuple[LayerDifference, ...]:
+    """The layers in the order of the work, the model's outputs last; none where they were not asked for."""
+    named = [(each.layer, each.op, port) for each, port in zip(taps, tapped, strict=True)]
+    if taps:
+        named += [(port.name, "output", port) for port in outputs]
+    return tuple(
+        LayerDifference(
+            layer=layer,
+            op=op,
+            elements=port.elements,
+            differing=port.differing,
+            worst_steps=port.worst_steps,
+            worst_relative=port.worst_relative,
+        )
+        for layer, op, port in named
     )
 
 
