@@ -39,7 +39,8 @@ def _headline(explanation: Explanation) -> Text:
 
 
 def _steps(explanation: Explanation) -> FigureTable:
-    table = figure_table("recovery step", ">output SQNR", ">gained")
+    samples = explanation.steps[0].samples
+    table = figure_table(f"recovery step ({samples} samples)", ">output SQNR", ">gained")
     last: float | None = None
     for step in explanation.steps:
         gained = None if last is None or step.output_sqnr_db is None else step.output_sqnr_db - last

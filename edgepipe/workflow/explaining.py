@@ -5,9 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from edgepipe import evaluate
 from edgepipe.bundle import read_bundle
 from edgepipe.events import Emit, Warned, silent, stage
 from edgepipe.job import DataSpec
@@ -17,6 +21,7 @@ from edgepipe.quantize.explain.diagnose import diagnose, weight_diagnosis
 from edgepipe.quantize.explain.explanation import Explanation, RecoveryStep
 from edgepipe.quantize.explain.pairing import pair, same_decisions, same_grids
 from edgepipe.quantize.explain.summary import summarize
+from edgepipe.workflow.judge import model_outputs
 from edgepipe.workflow.recovery import Progress
 from edgepipe.workflow.remedies import find_remedies
 from edgepipe.workflow.subject import Depth, Scope, Subject, changing_passes, load_subject
@@ -99,6 +104,7 @@ def _repeat(
     history: list[dict[str, float | None]] = []
     rerun, stages = subject.rerun, list(subject.rerun.stages())
     before, after = subject.reference, subject.quantized
+    outputs = _Outputs(subject.x if subject.whole is None else subject.whole)
     with stage(emit, "run the recipe step by step", total=len(stages) * Progress.UNITS) as running:
         for done, (name, floats, quantizer) in enumerate(stages):
             is_last = done == len(stages) - 1
@@ -106,13 +112,35 @@ def _repeat(
                 after = subject.quantized  # what the bundle holds needs no run
             else:
                 before, after = rerun.run(floats, quantizer, Progress(running, done))
-            found = diagnose(before, after, subject.x)
-            steps.append(RecoveryStep(name=name, output_sqnr_db=found.output_sqnr_db))
-            history.append({layer.tensor: layer.sqnr_db for layer in found.layers})
+            steps.append(outputs.after(name, before, after))
+            layers = diagnose(before, after, subject.x).layers
+            history.append({layer.tensor: layer.sqnr_db for layer in layers})
             running.advance((done + 1) * Progress.UNITS)
         running.detail = ", ".join(step.name for step in steps)
     subject = msgspec.structs.replace(subject, **_models(subject, before, after, emit))
     return subject, tuple(steps), history
+
+
+class _Outputs:
+    """Whole models on all samples; the float model's outputs are kept while it stays the same.
+
+    Args:
+        x: The samples.
+    """
+
+    def __init__(self, x: NDArray[Any]) -> None:
+        self._x = x
+        self._digest, self._exact = "", np.zeros(0, np.float32)
+
+    def after(self, name: str, before: Model, after: Model) -> RecoveryStep:
+        """The record of a step that made `after` of `before`."""
+        if self._digest != before.digest:
+            self._digest, self._exact = before.digest, self._run(before)
+        found = evaluate.sqnr_db(self._exact, self._run(after))
+        return RecoveryStep(name=name, output_sqnr_db=found, samples=len(self._x))
+
+    def _run(self, model: Model) -> NDArray[np.float32]:
+        return np.concatenate([each.ravel() for each in model_outputs(model, self._x)])
 
 
 def _differ_in_rounding(subject: Subject, before: Model, after: Model) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def judge_bundle(bundle: Bundle, reference: Model, data: Dataset, emit: Emit = s
         ModelError: A runtime refused a model or failed on it.
     """
     calibration = bundle.manifest.calibration
-    expected = model_outputs(reference, data, emit)
+    expected = model_outputs(reference, data.x, emit)
     outputs = {
         artifact.name: _artifact_outputs(bundle, artifact, data, emit)
         for artifact in bundle.manifest.artifacts
@@ -88,8 +89,10 @@ def evaluate_subject(
     )
     if bundle is not None:
         return judge_bundle(bundle, reference, _unseen(bundle, dataset, emit), emit)
-    expected = model_outputs(reference, dataset, emit)
-    found = {reference.name: expected} if model is None else {model.name: model_outputs(model, dataset, emit)}
+    expected = model_outputs(reference, dataset.x, emit)
+    found = (
+        {reference.name: expected} if model is None else {model.name: model_outputs(model, dataset.x, emit)}
+    )
     return Judged(
         reference=evaluate(expected, expected, dataset),
         artifacts={name: evaluate(expected, outputs, dataset) for name, outputs in found.items()},
@@ -108,14 +111,14 @@ def _unseen(bundle: Bundle, data: Dataset, emit: Emit) -> Dataset:
     return unseen
 
 
-def model_outputs(model: Model, data: Dataset, emit: Emit = silent) -> Outputs:
+def model_outputs(model: Model, x: NDArray[Any], emit: Emit = silent) -> Outputs:
     """What an ONNX model computes for every sample: one float32 array [n, ...] for each output."""
     session = open_session(model.payload, "onnx", threads=usable_cores())
     return infer(
         session,
         _ports(model.inputs),
         _ports(model.outputs),
-        data.x,
+        x,
         emit=emit,
         title=f"evaluate {model.name}",
     )

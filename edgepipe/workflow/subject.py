@@ -26,6 +26,8 @@ from edgepipe.workflow.stored import float_reference, stored_model
 
 UNEXPLAINED = ("float32", "float16", "dynamic")
 """What artifacts hold that have no ranges of their own."""
+WHOLE_SAMPLES = 256
+"""What whole models are measured on: steps differ by less than 16 samples tell apart."""
 CLEAN_UP = "graph.simplify"
 """The pass that the float artifact, too, went through."""
 
@@ -37,7 +39,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
         bundle: The bundle.
         reference: Its float model.
         quantized: Its quantized model.
-        x: Samples to measure on.
+        x: Samples to measure layers on.
+        whole: More of them, to measure whole models on; None for golden samples.
         data: What they were chosen from; None for golden samples.
         rerun: The recipe, to be run again; None without data to calibrate on.
     """
@@ -46,6 +49,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     reference: Model
     quantized: Model
     x: NDArray[Any]
+    whole: NDArray[Any] | None = None
     data: Dataset | None = None
     rerun: Rerun | None = None
 
@@ -207,9 +211,13 @@ def _with_data(subject: Subject, spec: DataSpec, scope: Scope, emit: Emit) -> Su
     )
     known = manifest.calibration.sample_digests if manifest.calibration else ()
     unseen = leave_out(dataset, known)
-    chosen = evenly(len(unseen) or len(dataset), scope.samples)
-    x = (unseen if len(unseen) else dataset).x[chosen]
-    subject = msgspec.structs.replace(subject, x=x, data=dataset)
+    some = unseen if len(unseen) else dataset
+    subject = msgspec.structs.replace(
+        subject,
+        x=some.x[evenly(len(some), scope.samples)],
+        whole=some.x[evenly(len(some), max(scope.samples, WHOLE_SAMPLES))],
+        data=dataset,
+    )
     calibration = _calibration(dataset, known, emit) if known else None
     if calibration is None or manifest.calibration is None:
         return subject

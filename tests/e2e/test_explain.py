@@ -48,7 +48,18 @@ def test_json_holds_everything(bundled):
     assert shares == sorted(shares, reverse=True)
     for each in explanation.layers:
         assert len(each.steps) == len(explanation.steps)
-    assert explanation.steps[-1].output_sqnr_db == pytest.approx(explanation.output_sqnr_db, abs=0.1)
+
+
+def test_whole_models_are_measured_on_more_samples_than_layers(bundled):
+    run = ("explain", "bundle", "--data", "val.npz", "--json")
+    few = msgspec.convert(bundled.ok(*run).json, Explanation)
+    whole = {step.samples for step in few.steps}
+    assert len(whole) == 1
+    assert min(whole) > few.samples
+    all_of_them = msgspec.convert(bundled.ok(*run, "--samples", "256").json, Explanation)
+    assert {all_of_them.samples} == whole
+    assert few.steps[-1] == all_of_them.steps[-1]
+    assert few.steps[-1].output_sqnr_db == pytest.approx(all_of_them.output_sqnr_db, abs=0.05)
 
 
 def test_the_table_says_what_matters_at_80_columns(bundled):

@@ -55,10 +55,12 @@ class RecoveryStep(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: What was added: "rounding = gptq", "quantize.equalize".
         output_sqnr_db: SQNR of the model's outputs; None where they are exact.
+        samples: On how many samples: more than layers are measured on, as steps differ by little.
     """
 
     name: str
     output_sqnr_db: float | None
+    samples: int
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
