@@ -73,6 +73,16 @@ def test_data_files_travel(folder: str, wheel: Path):
         assert files[path.relative_to(ROOT).as_posix()] == path.read_bytes()
 
 
+def test_what_emulated_devices_are_made_of_travels(wheel: Path):
+    files = files_of(wheel)
+    expected = [
+        path for path in (ROOT / "docker").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert ROOT / "docker" / "Dockerfile" in expected
+    for path in expected:
+        assert files[f"edgepipe/{path.relative_to(ROOT).as_posix()}"] == path.read_bytes()
+
+
 def test_agent_travels_byte_for_byte(wheel: Path):
     files = files_of(wheel)
     sources = list((ROOT / "device_agent").rglob("*.py"))

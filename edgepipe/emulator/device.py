@@ -22,6 +22,7 @@ from edgepipe.errors import EmulatorFailed, TargetError, VerificationFailed
 from edgepipe.events import Emit, silent, stage
 from edgepipe.host import Host
 from edgepipe.target import Emulation, Target, list_targets
+from edgepipe.units import format_bytes
 
 _LABEL = "edgepipe.target"
 _OWNER = "edgepipe.owner"
@@ -118,13 +119,8 @@ def up(target: Target, *, emit: Emit = silent) -> EmulatedDevice:
             return there
         if there is not None:
             _remove(engine, there.container)
-        with stage(emit, f"start emulated {target.name}") as starting, _all_or_nothing(engine, target.name):
-            device = _start(engine, target, emulation, tag)
-            starting.detail = (
-                f"{device.cpus:g} cores, {device.memory_bytes >> 20} MiB, 127.0.0.1:{device.port}"
-            )
-        with stage(emit, "self-test") as testing, _all_or_nothing(engine, target.name):
-            testing.detail = _test(engine, target, device)
+        with _all_or_nothing(engine, target.name):
+            device = _start_tested(engine, target, emulation, tag, emit)
     return device
 
 
@@ -210,6 +206,18 @@ def _device(engine: Engine, told: dict[str, Any]) -> EmulatedDevice:
 
 def _container_name(target: str) -> str:
     return f"edgepipe-{target}-{ways.owner()}"
+
+
+def _start_tested(
+    engine: Engine, target: Target, emulation: Emulation, tag: str, emit: Emit
+) -> EmulatedDevice:
+    with stage(emit, f"start emulated {target.name}") as starting:
+        device = _start(engine, target, emulation, tag)
+        memory = format_bytes(device.memory_bytes)
+        starting.detail = f"{device.cpus:g} cores, {memory}, 127.0.0.1:{device.port}"
+    with stage(emit, "self-test") as testing:
+        testing.detail = _test(engine, target, device)
+    return device
 
 
 def _start(engine: Engine, target: Target, emulation: Emulation, tag: str) -> EmulatedDevice:

@@ -28,8 +28,8 @@ both. A wrong kernel is off by far more."""
 
 
 EMULATED_RUNS = 11
-"""An emulator's runs are hundreds of times as slow as a board's and time nothing: they only show that an artifact
-goes on running."""
+"""An emulator's runs are hundreds of times as slow as a board's and time nothing: they only show that an
+artifact goes on running."""
 
 
 REFUSALS = (DeviceRuntimeMissing, DeviceRuntimeTooOld, AgentFailed)
