@@ -23,8 +23,22 @@ if TYPE_CHECKING:
     from edgepipe.errors import EdgepipeError
     from edgepipe.job import DataSpec, Effort, Job, Place, SourceSpec
     from edgepipe.quantize.explain.explanation import Explanation
+    from edgepipe.provenance import Reproduction
     from edgepipe.store import Run, list_runs, load_run
-    from edgepipe.workflow import bench, compress, convert, deploy, evaluate_subject, explain, probe, push
+    from edgepipe.workflow import (
+        bench,
+        compare_outputs,
+        compress,
+        convert,
+        deploy,
+        evaluate_subject,
+        explain,
+        export_run,
+        import_run,
+        probe,
+        push,
+        reproduce,
+    )
 
 __version__ = "0.1.0"
 
@@ -40,20 +54,25 @@ __all__ = [
     "Explanation",
     "Job",
     "Place",
+    "Reproduction",
     "Run",
     "SourceSpec",
     "__version__",
     "bench",
+    "compare_outputs",
     "compress",
     "convert",
     "deploy",
     "evaluate_subject",
     "explain",
+    "export_run",
+    "import_run",
     "list_runs",
     "load_run",
     "probe",
     "push",
     "read_bundle",
+    "reproduce",
 ]
 
 _PLACES = {
@@ -66,6 +85,7 @@ _PLACES = {
     "Place": "job",
     "SourceSpec": "job",
     "Explanation": "quantize.explain.explanation",
+    "Reproduction": "provenance",
     "Run": "store",
     "list_runs": "store",
     "load_run": "store",

@@ -6,12 +6,12 @@ from typing import Literal
 
 import msgspec
 
-from edgepipe.preprocess import Preprocessing
-from edgepipe.target import Target
-
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """A job's inputs and options; those of the same name as in `edgepipe.job.Job`.
+
+    Recipe, target and preprocessing are kept as text and plain fields: a later edgepipe that knows other
+    ones can read the record all the same.
 
     Attributes:
         model: As the user named it.
@@ -21,13 +21,13 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
         data: As the user named it; None without data.
         data_sha256: Of its file; None for a folder.
         input_shape: Shape of one input batch; None where the model says it.
-        preprocessing: How images became the model's input.
+        preprocessing: How images became the model's input: the fields of `edgepipe.preprocess.Preprocessing`.
         calibration_samples: As asked for; None for the default.
         calibrate_random: True where samples were made up.
         limit: Most samples of the data that were used; None for all.
         ports: Type of the artifacts' inputs and outputs; None for each format's default.
         recipe: The recipe whole, as TOML, with every setting written out.
-        target: The target whole: a file of the user's may change, or be out of reach.
+        target: The target whole, as TOML: a file of the user's may change, or be out of reach.
     """
 
     model: str
@@ -37,10 +37,10 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     data: str | None = None
     data_sha256: str | None = None
     input_shape: tuple[int, ...] | None = None
-    preprocessing: Preprocessing | None = None
+    preprocessing: dict[str, object] | None = None
     calibration_samples: int | None = None
     calibrate_random: bool = False
     limit: int | None = None
     ports: Literal["float32", "integer"] | None = None
     recipe: str
-    target: Target
+    target: str

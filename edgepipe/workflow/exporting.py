@@ -15,6 +15,7 @@ Nothing is compressed and every time is the same, so that one run gives the same
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tempfile
 import zipfile
@@ -49,6 +50,7 @@ RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.txt"
 BUNDLE = "bundle"
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
+_RUN_ID = re.compile(r"\w[\w.-]*", re.ASCII)
 _REMEDY = "export the run again, or get the file again from where it was published"
 
 
@@ -173,8 +175,12 @@ def open_published(subject: str, store: Path, bundle: Path | None = None) -> Ite
         return
     with tempfile.TemporaryDirectory(prefix="edgepipe-") as work:
         folder = Path(work) / "export"
-        _unpack(Path(subject), folder)
+        contents = _unpack(Path(subject), folder)
         run = load_run(folder.parent, folder.name)
+        if run.id != contents.run or not _RUN_ID.fullmatch(run.id):
+            raise _altered(
+                Path(subject), f"the run calls itself {run.id!r}, {CONTENTS} says {contents.run!r}"
+            )
         inputs = {
             what: found
             for what in ("model", "weights", "data")
@@ -256,8 +262,8 @@ def _zip(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(file: Path, folder: Path) -> None:
-    """Writes an export's files into a folder, each checked against its digest."""
+def _unpack(file: Path, folder: Path) -> Contents:
+    """Writes an export's files into a folder, each checked against its digest, and gives its contents."""
     if not file.is_file():
         raise RunNotFound("there is no such export", where=str(file), remedy="check the path")
     try:
@@ -277,6 +283,7 @@ def _unpack(file: Path, folder: Path) -> None:
                 place = folder / name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(data)
+            return contents
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise _altered(file, str(error)) from error
 

@@ -15,15 +15,18 @@ import tomli_w
 import edgepipe
 from edgepipe.bundle import Manifest, Step
 from edgepipe.device.embedded import cpu_name
+from edgepipe.errors import ProjectError
 from edgepipe.job import Job
 from edgepipe.pipeline import code_digest
+from edgepipe.preprocess import Preprocessing
 from edgepipe.provenance import Environment, Origin, digest_path
 from edgepipe.recipe import Recipe, pass_name
 from edgepipe.runtime import usable_cores
+from edgepipe.store import Run
 from edgepipe.target import Target
 from edgepipe.workflow.prepare import Prepared
 
-_OF_DEVELOPERS = 'extra == "dev"'
+_OF_DEVELOPERS = re.compile(r"extra == ['\"]dev['\"]")
 
 
 def origin_of(prepared: Prepared) -> Origin:
@@ -37,13 +40,13 @@ def origin_of(prepared: Prepared) -> Origin:
         data=None if job.data is None else str(job.data),
         data_sha256=None if job.data is None else digest_path(job.data),
         input_shape=job.input_shape,
-        preprocessing=None if job.data is None else job.preprocessing,
+        preprocessing=None if job.preprocessing is None else msgspec.to_builtins(job.preprocessing),
         calibration_samples=job.calibration_samples,
         calibrate_random=job.calibrate_random,
         limit=job.limit,
         ports=job.ports,
         recipe=recipe_toml(prepared.recipe),
-        target=prepared.target,
+        target=target_toml(prepared.target),
     )
 
 
@@ -67,33 +70,53 @@ def origin_from_manifest(manifest: Manifest, target: Target) -> Origin:
         calibrate_random=calibration is not None and calibration.random,
         ports=None if ports <= defaults else "integer" if ("onnx", True) in ports else "float32",
         recipe=_toml("", quantized[0].precision if quantized else "float32", _tables(manifest.steps)),
-        target=target,
+        target=target_toml(target),
     )
 
 
-def job_of(origin: Origin, seed: int, recipe_name: str, folder: Path) -> Job:
-    """The job that an origin records; its recipe and target are written into `folder`."""
-    recipe = folder / f"{Path(recipe_name).stem}.toml"
-    recipe.write_text(origin.recipe, encoding="utf-8")
-    targets = folder / "targets"
-    targets.mkdir()
-    target = targets / f"{origin.target.name}.toml"
-    table = {key: value for key, value in _plain(origin.target).items() if key != "name"}
-    target.write_text(tomli_w.dumps(table), encoding="utf-8")
+def job_of(origin: Origin, run: Run, folder: Path) -> Job:
+    """The job that a run records; its recipe and target are written into `folder`.
+
+    Raises:
+        ProjectError: This edgepipe does not know the recorded preprocessing.
+    """
+    # Names of an exported record are anybody's: none may lead out of the folder.
+    recipe = folder / "recipe" / f"{Path(run.recipe).name}.toml"
+    target = folder / "target" / f"{Path(run.target).name}.toml"
+    for path, text in ((recipe, origin.recipe), (target, origin.target)):
+        path.parent.mkdir()
+        path.write_text(text, encoding="utf-8")
     return Job(
         model=origin.model,
         target=str(target),
         weights=None if origin.weights is None else Path(origin.weights),
         input_shape=origin.input_shape,
         data=None if origin.data is None else Path(origin.data),
-        preprocessing=origin.preprocessing,
+        preprocessing=_preprocessing(origin),
         calibration_samples=origin.calibration_samples,
         calibrate_random=origin.calibrate_random,
         limit=origin.limit,
         recipe=str(recipe),
         ports=origin.ports,
-        seed=seed,
+        seed=run.seed,
     )
+
+
+def _preprocessing(origin: Origin) -> Preprocessing | None:
+    try:
+        return msgspec.convert(origin.preprocessing, Preprocessing | None)
+    except msgspec.ValidationError as error:
+        raise ProjectError(
+            "this edgepipe does not know the preprocessing of the run",
+            where="origin.preprocessing of the run's record",
+            got=str(error),
+            remedy="take the edgepipe that made the run",
+        ) from error
+
+
+def target_toml(target: Target) -> str:
+    """A target as a file that `load_target` reads; its name is the file's."""
+    return tomli_w.dumps({key: value for key, value in _plain(target).items() if key != "name"})
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -156,7 +179,7 @@ def _packages() -> dict[str, str]:
         found[key] = installed.version
         for requirement in installed.requires or ():
             optional = "extra ==" in requirement and key != "edgepipe"
-            if not optional and _OF_DEVELOPERS not in requirement:
+            if not optional and not _OF_DEVELOPERS.search(requirement):
                 waiting += re.findall(r"^[\w.-]+", requirement)
     del found["edgepipe"]
     return found

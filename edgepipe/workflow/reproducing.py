@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 
 from edgepipe.bundle import Bundle
-from edgepipe.errors import DataNotFound, EdgepipeError, ModelNotFound, ReproductionDiffers
+from edgepipe.errors import DataNotFound, EdgepipeError, ModelNotFound, ReproductionDiffers, UsageError
 from edgepipe.events import Emit, silent
 from edgepipe.job import Effort, Job, Place
 from edgepipe.provenance import Change, Check, Origin, Reproduction, changes
 from edgepipe.provenance.environment import version_changes
 from edgepipe.store import ArtifactResult, Run
-from edgepipe.target import load_target
+from edgepipe.target import Target, load_target
 from edgepipe.workflow.agreeing import compare_inputs, compare_made, compare_metrics
 from edgepipe.workflow.exporting import Published, inputs_of, open_published
 from edgepipe.workflow.judge import judge_bundle
@@ -92,7 +92,7 @@ def reproduce(
         if not _differ(checks):
             checks += _rebuild(published, prepared, Path(work) / "bundle", emit)
             with open_device(place, emit, prepared.target) as device:
-                checks += compare_results(run, device, _measure(published, origin, device, emit))
+                checks += compare_results(run, device, _measure(published, prepared.target, device, emit))
     return _conclude(run, published.bundle, tuple(checks), device)
 
 
@@ -120,12 +120,11 @@ def raise_if_different(found: Reproduction) -> None:
 def _job(published: Published, origin: Origin, given: Given, work: Path) -> Job:
     """The recorded job with the inputs that are at hand."""
     inputs = published.inputs
-    job = job_of(origin, published.run.seed, published.run.recipe, work)
+    job = job_of(origin, published.run, work)
     model, weights, data = given.model, given.weights, given.data
     if model is None and "model" in inputs:
-        _, colon, factory = origin.model.rpartition(":")
-        is_factory = origin.model.removesuffix(colon + factory).endswith(".py")
-        model = f"{inputs['model']}:{factory}" if is_factory else str(inputs["model"])
+        _refuse_code(inputs["model"])
+        model = str(inputs["model"])
     job = msgspec.structs.replace(
         job,
         model=model or job.model,
@@ -134,6 +133,16 @@ def _job(published: Published, origin: Origin, given: Given, work: Path) -> Job:
     )
     _check_at_hand(job, origin)
     return job
+
+
+def _refuse_code(model: Path) -> None:
+    """Raises UsageError for a model that is a program: an export may come from anybody."""
+    if model.suffix == ".py":
+        raise UsageError(
+            "the export's model is a program, which is not run unseen",
+            where=model.name,
+            remedy="unzip the export, read the file, and name it: --model model/FILE.py:FACTORY",
+        )
 
 
 def _check_at_hand(job: Job, origin: Origin) -> None:
@@ -163,14 +172,14 @@ def _rebuild(published: Published, prepared: Prepared, folder: Path, emit: Emit)
         yield from compare_metrics(published.run, judged)
 
 
-def _measure(published: Published, origin: Origin, device: Device, emit: Emit) -> tuple[ArtifactResult, ...]:
+def _measure(published: Published, target: Target, device: Device, emit: Emit) -> tuple[ArtifactResult, ...]:
     """Runs the recorded artifacts; as long as the record says only where latencies can be compared."""
     run = published.run
-    check_device(origin.target, device, emit)
+    check_device(target, device, emit)
     threads = {each.measurement.threads for each in run.results if each.measurement}
     both_boards = run.kind == "board" and device.kind == "board"
     effort = msgspec.structs.replace(Effort() if both_boards else BRIEF, threads=min(threads, default=None))
-    return measure_bundle(published.bundle, origin.target, device, effort, emit=emit)
+    return measure_bundle(published.bundle, target, device, effort, emit=emit)
 
 
 def _differ(checks: list[Check]) -> bool:

@@ -20,12 +20,14 @@ COMMANDS = {
         "evaluate",
         "explain",
         "init",
+        "outputs",
         "probe",
         "push",
         "report",
+        "reproduce",
     ),
     *("passes list", "passes show", "recipes list", "recipes show", "targets list", "targets show"),
-    *("runs compare", "runs list", "runs show"),
+    *("runs compare", "runs export", "runs import", "runs list", "runs show"),
 }
 
 

@@ -1,5 +1,6 @@
 """A run done again: by its folder, by an export elsewhere, and with one thing changed each time."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -289,6 +290,43 @@ def test_a_path_that_leads_out_of_an_export_is_refused(exported, equipped, told)
     shutil.copy(exported, equipped.folder / "run.zip")
     rewrite(equipped.folder / "run.zip", change)
     told(equipped.run("reproduce", "run.zip"), errors.BundleError, "a path that leads out of it")
+
+
+def resealed(file, change):
+    """Changes a record in an export, with the digest that makes it look untouched."""
+
+    def seal(files):
+        contents, record = (json.loads(files[name]) for name in ("export.json", RECORD))
+        change(record)
+        files = {**files, RECORD: json.dumps(record).encode()}
+        contents["files"][RECORD] = hashlib.sha256(files[RECORD]).hexdigest()
+        return {**files, "export.json": json.dumps(contents).encode()}
+
+    rewrite(file, seal)
+
+
+@pytest.mark.parametrize("name", ["../evil", "other", ".hidden", ""])
+def test_a_run_that_calls_itself_otherwise_is_refused(exported, equipped, told, name):
+    shutil.copy(exported, equipped.folder / "run.zip")
+    resealed(equipped.folder / "run.zip", lambda record: record.update(id=name))
+    before = equipped.listing()
+    told(equipped.run("runs", "import", "run.zip"), errors.BundleError, "the run calls itself")
+    assert equipped.listing() == before
+
+
+def test_a_program_that_came_with_an_export_is_not_run(exported, equipped, told):
+    """Whoever made the file chose what it would do."""
+    shutil.copy(exported, equipped.folder / "run.zip")
+
+    def add(files):
+        contents = json.loads(files["export.json"])
+        program = b"raise SystemExit('run')"
+        contents["files"]["model/net.py"] = hashlib.sha256(program).hexdigest()
+        return {**files, "export.json": json.dumps(contents).encode(), "model/net.py": program}
+
+    rewrite(equipped.folder / "run.zip", add)
+    told(equipped.run("reproduce", "run.zip"), errors.UsageError, "not run unseen", "--model")
+    assert equipped.ok("reproduce", "run.zip", "--model", "model.onnx")
 
 
 def test_a_damaged_export_is_refused(exported, equipped, told):
