@@ -28,7 +28,7 @@ demo: $(DEMO_STAMP)  ## Trains, quantizes, deploys and measures a small CNN on a
 	@$(BIN)/edgepipe demo
 
 test: $(TEST_STAMP) system-packages lint  ## Checks style, types, layers and the agent's Python floor, then runs the tests.
-	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(JOBS) -q
+	@$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q
 
 lint: $(TEST_STAMP)  ## Checks style, types, layers and the agent's Python floor.
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Emulated devices as a user has them: a real engine, real sshd, Arm builds of the runtimes.
 
-They need a container engine that runs Arm programs, and the bases of `docker/make-base.py` or the registry's at
-hand: no test fetches those. Else they are skipped; EDGEPIPE_REQUIRE_EMULATOR=1 makes that a failure.
+They need a container engine that runs Arm programs, and the bases of `docker/make-base.py` or of the registry
+at hand: no test fetches those. Else they are skipped; EDGEPIPE_REQUIRE_EMULATOR=1 makes that a failure.
 """
 
 import json
