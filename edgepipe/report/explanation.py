@@ -51,7 +51,7 @@ def _steps(explanation: Explanation) -> FigureTable:
 
 def _layers(explanation: Explanation, top: int) -> FigureTable:
     sqnr = ">SQNR\nsteps" if explanation.steps else ">SQNR"
-    table = figure_table("layer", ">range", ">clipped", sqnr, ">own", ">cost", ">16 bits", ">float")
+    table = figure_table("layer", ">range", ">clipped", sqnr, ">own", ">cost\n%", ">16\nbits", ">float")
     for each in explanation.layers[:top]:
         table.add(*_cells(each))
     return table
@@ -69,7 +69,7 @@ def _cells(each: LayerExplanation) -> list[RenderableType]:
         text.NONE if activation is None or not activation.clipped else share(activation.clipped),
         sqnr,
         decibels(layer.local_sqnr_db, unit=False),
-        Text(format_share(each.share), "bold"),
+        Text(format_share(each.share).removesuffix(" %"), "bold"),
         text.NONE if found is None or found.wide_db is None else gain(found.wide_db, unit=False),
         text.NONE if found is None else gain(found.float_db, unit=False),
     ]

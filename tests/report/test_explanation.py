@@ -145,12 +145,12 @@ The recipe's steps moved the outputs from 20.0 dB to 24.5 dB (+4.5 dB).
  gptq                             24.5 dB  +4.5 dB
 
 
-                                SQNR
- layer     range  clipped      steps   own    cost  16 bits  float
- ─────────────────────────────────────────────────────────────────
- /block.2     -1        –       20.0  35.0  60.0 %     −0.1   +3.2
+                                SQNR        cost    16
+ layer     range  clipped      steps   own     %  bits  float
+ ────────────────────────────────────────────────────────────
+ /block.2     -1        –       20.0  35.0  60.0  −0.1   +3.2
  Conv          3           18.0→20.0
- /block.1     -1    2.0 %       21.0  35.0  30.0 %     −0.1   +3.2
+ /block.1     -1    2.0 %       21.0  35.0  30.0  −0.1   +3.2
  Conv          9           18.0→21.0
 
 +3.3 dB measured by running the recipe with it:
