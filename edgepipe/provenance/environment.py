@@ -9,6 +9,10 @@ from pathlib import Path
 import msgspec
 
 _BLOCK_BYTES = 1 << 20
+_COMPUTING = frozenset({
+    "ai-edge-litert", "numpy", "onnx", "onnx-ir", "onnxruntime", "scipy", "tensorflow-cpu", "tf2onnx",
+    "torch",
+})  # fmt: skip
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,8 +70,8 @@ def changes(then: Environment, now: Environment) -> tuple[Change, ...]:
 
 
 def version_changes(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Change]:
-    """Packages whose version differs, or that only one side has, by name."""
-    for name in sorted({*then, *now}):
+    """Packages whose version differs, or that only one side has: those that compute first, then by name."""
+    for name in sorted({*then, *now}, key=lambda name: (name not in _COMPUTING, name)):
         if then.get(name) != now.get(name):
             yield Change(name, then.get(name, ""), now.get(name, ""))
 

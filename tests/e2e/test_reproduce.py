@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from edgepipe import errors
 from edgepipe.files import to_json
@@ -84,6 +85,24 @@ def test_an_export_with_all_needs_nothing_else(deployed, user):
     outcome = deployed.ok("runs", "export", "last", "-o", file, "--with-model", "--with-data", "--json")
     assert outcome.json["left_out"] == []
     assert user.ok("reproduce", file, "--json").json["verdict"] == "REPRODUCED"
+
+
+def test_images_and_how_they_were_preprocessed_come_along(equipped, tmp_path_factory):
+    random = np.random.default_rng(0)
+    for number in range(24):
+        folder = equipped.folder / "photos" / f"class{number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (equipped.folder / "edgepipe.toml").write_text("[preprocessing]\nresize = 8\ncrop = 8\nmean = [0.4]\n")
+    quick = ("--duration", "0.1", "--min-runs", "8")
+    equipped.run("deploy", "model.onnx", "--target", "x86", "--emulate", "--data", "photos", *quick)
+    file = tmp_path_factory.mktemp("images") / "run.zip"
+    equipped.ok("runs", "export", "-o", file, "--with-model", "--with-data")
+    elsewhere = type(equipped)(file.parent / "elsewhere")
+    found = elsewhere.ok("reproduce", file, "--json").json
+    assert found["verdict"] == "REPRODUCED"
+    assert "accuracy" in {one["subject"] for one in found["checks"]}
 
 
 def test_an_export_is_the_same_bytes_every_time_and_holds_what_it_names(deployed, exported, user):

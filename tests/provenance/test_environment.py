@@ -20,14 +20,14 @@ def test_nothing_changed():
 
 
 def test_what_is_likeliest_to_change_a_result_comes_first():
-    now = msgspec.structs.replace(
-        BASE, code="b" * 64, cores=8, cpu="Other", packages={"numpy": "2.4.7", "torch": "2.13.0"}
-    )
+    packages = {"numpy": "2.4.7", "torch": "2.13.0", "a-tool": "1"}
+    now = msgspec.structs.replace(BASE, code="b" * 64, cores=8, cpu="Other", packages=packages)
     assert changes(BASE, now) == (
         Change("edgepipe's sources", "a" * 12, "b" * 12),
         Change("numpy", "2.4.6", "2.4.7"),
         Change("onnx", "1.23.2", ""),
         Change("torch", "", "2.13.0"),
+        Change("a-tool", "", "1"),
         Change("CPU", "CPU", "Other"),
         Change("cores", "2", "8"),
     )
