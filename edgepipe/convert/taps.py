@@ -59,6 +59,41 @@ def tap(payload: bytes, format: ArtifactFormat) -> Tapped:  # noqa: A002  the no
     return _tap_onnx(payload) if format == "onnx" else _tap_tflite(payload)
 
 
+def steps_of_outputs(payload: bytes, format: ArtifactFormat) -> tuple[float | None, ...]:  # noqa: A002  likewise
+    """The step of each float output that lies on a grid, as a dequantization gives it; else None."""
+    return _onnx_steps(payload) if format == "onnx" else _tflite_steps(payload)
+
+
+def _onnx_steps(payload: bytes) -> tuple[float | None, ...]:
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(payload).graph
+    scales = {tensor.name: tensor for tensor in graph.initializer}
+    found: dict[str, float] = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[1] in scales:
+            scale = numpy_helper.to_array(scales[node.input[1]])
+            if scale.size == 1:
+                found[node.output[0]] = float(scale.reshape(()))
+    return tuple(found.get(value.name) for value in graph.output)
+
+
+def _tflite_steps(payload: bytes) -> tuple[float | None, ...]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(payload, 0)
+    graph = model.Subgraphs(0)
+    found: dict[int, float] = {}
+    for at in range(graph.OperatorsLength()):
+        op = graph.Operators(at)
+        if model.OperatorCodes(op.OpcodeIndex()).BuiltinCode() == schema.BuiltinOperator.DEQUANTIZE:
+            grid = graph.Tensors(op.Inputs(0)).Quantization()
+            if grid is not None and grid.ScaleLength() == 1:
+                found[op.Outputs(0)] = float(grid.Scale(0))
+    return tuple(found.get(graph.Outputs(at)) for at in range(graph.OutputsLength()))
+
+
 def _tap_onnx(payload: bytes) -> Tapped:
     """Taps what QuantizeLinear makes, which leaves it to the runtime to fuse it with the op before."""
     import onnx

@@ -90,6 +90,7 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
         *,
         tolerance_steps: float = 1.0,
         tolerance_relative: float = 1e-3,
+        timeout_ns: int = protocol.Verify._field_defaults["timeout_ns"],
         on_progress: OnProgress | None = None,
     ) -> protocol.Verification:
         """Runs the golden samples there and compares; `ok` of the answer says whether they agree.
@@ -103,7 +104,10 @@ class InstalledAgent(msgspec.Struct, frozen=True, kw_only=True):
             HostUnreachable: The connection was lost.
         """
         request = protocol.Verify(
-            plan=task.plan(), tolerance_steps=tolerance_steps, tolerance_relative=tolerance_relative
+            plan=task.plan(),
+            tolerance_steps=tolerance_steps,
+            tolerance_relative=tolerance_relative,
+            timeout_ns=timeout_ns,
         )
         answer = self._ask(request, on_progress, task)
         return self._only(answer, protocol.Verification)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from device_agent import protocol
 from edgepipe.bundle import Artifact, Bundle, Golden, Port, read_bundle, write_bundle
-from edgepipe.convert.taps import Tap, tap
+from edgepipe.convert.taps import Tap, steps_of_outputs, tap
 from edgepipe.data import load_data
 from edgepipe.device.embedded import cpu_name
 from edgepipe.device.push import push
 from edgepipe.device.runtimes import Task, pick_runtime
-from edgepipe.errors import DeviceError, UsageError
+from edgepipe.errors import DeviceError, DeviceTimeout, UsageError
 from edgepipe.events import Emit, silent, stage
 from edgepipe.job import DataSpec, Place
 from edgepipe.measure.outputs import LayerDifference, OutputsReport, Pair, Site, SiteOutputs
@@ -33,6 +33,8 @@ from edgepipe.workflow.place import Device, check_place, open_device
 
 ANY_DIFFERENCE = 1e30
 """A difference is what is looked for here, and no failure."""
+TIMEOUT_NS = 1_800_000_000_000
+"""For all samples of one artifact: an emulator may take half a minute for each."""
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,26 +147,35 @@ def _reference(bundle: Bundle, x: NDArray[Any] | None, layers: bool, work: Path,
     disturbed = set()
     with stage(emit, "outputs here", len(bundle.manifest.artifacts)) as running:
         for done, artifact in enumerate(bundle.manifest.artifacts, start=1):
-            inputs = _inputs(bundle, artifact, x)
-            payload = bundle.read(artifact.name)
+            inputs, payload = _inputs(bundle, artifact, x), bundle.read(artifact.name)
             outputs = _outputs(payload, artifact, inputs)
             if layers:
                 tapped = tap(payload, artifact.format)
                 payload, taps[artifact.name] = tapped.payload, tapped.taps
                 plain, outputs = outputs, _outputs(payload, artifact, inputs)
-                own = len(artifact.outputs)
                 if any(
-                    _digests(before) != _digests(after[:own])
-                    for before, after in zip(plain, outputs, strict=True)
+                    _digests(one) != _digests(more[: len(one)])
+                    for one, more in zip(plain, outputs, strict=True)
                 ):
                     disturbed.add(artifact.name)
-            sealed, its_files = _seal(artifact, payload, inputs, outputs, taps.get(artifact.name, ()))
+            in_steps = _in_steps(artifact, payload)
+            sealed, its_files = _seal(in_steps, payload, inputs, outputs, taps.get(artifact.name, ()))
             artifacts.append(sealed)
             files |= its_files
             running.advance(done)
     manifest = msgspec.structs.replace(bundle.manifest, artifacts=tuple(artifacts), diagnosis=None)
     made = write_bundle(work / "bundle", manifest, files)
     return Reference(bundle=made, taps=taps, disturbed=frozenset(disturbed))
+
+
+def _in_steps(artifact: Artifact, payload: bytes) -> Artifact:
+    """The artifact with a step for each float output that lies on a grid: differences are told in it."""
+    steps = steps_of_outputs(payload, artifact.format)
+    outputs = tuple(
+        msgspec.structs.replace(port, scale=step) if port.scale is None and step is not None else port
+        for port, step in zip(artifact.outputs, steps, strict=False)  # taps follow
+    )
+    return msgspec.structs.replace(artifact, outputs=outputs)
 
 
 def _inputs(bundle: Bundle, artifact: Artifact, x: NDArray[Any] | None) -> list[NDArray[Any]]:
@@ -261,8 +272,13 @@ def _run_artifact(
             threads=min(stop.target.threads, device.facts.cpu.cores),
             providers=stop.target.execution_providers,
         )
-        said = device.agent.verify(task, tolerance_steps=ANY_DIFFERENCE, tolerance_relative=ANY_DIFFERENCE)
-    except REFUSALS as error:
+        said = device.agent.verify(
+            task,
+            tolerance_steps=ANY_DIFFERENCE,
+            tolerance_relative=ANY_DIFFERENCE,
+            timeout_ns=TIMEOUT_NS,
+        )
+    except (*REFUSALS, DeviceTimeout) as error:
         return SiteOutputs(artifact=artifact.name, site=stop.name, reason=_reason(error))
     return _result(stop.name, artifact, runtime.name, said, reference)
 

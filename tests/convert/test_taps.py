@@ -1,5 +1,7 @@
 """Artifacts that return their layers: against the reference evaluator and LiteRT's view of its tensors."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -8,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgepipe.convert import ort, tflite
-from edgepipe.convert.taps import tap
+from edgepipe.convert.taps import steps_of_outputs, tap
 from edgepipe.data import make_dataset
 from edgepipe.model import onnx_model
 from edgepipe.passes import Context
@@ -133,6 +135,16 @@ def test_nothing_of_a_tflite_file_is_touched_but_the_place_of_its_outputs(quanti
     assert len(changed) <= 4
     assert changed[-1] - changed[0] < 4
     assert longer[4:8] == b"TFL3"
+
+
+@pytest.mark.parametrize("emit", [to_onnx, partial(tflite.emit, ports="float32")], ids=["onnx", "tflite"])
+def test_float_outputs_on_a_grid_have_its_step(quantized, float_model, emit):
+    emission = emit(quantized)
+    [step] = steps_of_outputs(emission.payload, emission.format)
+    [values] = run(emission.payload, emission)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values / step, np.rint(values / step), atol=1e-3)
+    assert steps_of_outputs(emit(float_model).payload, emission.format) == (None,)
 
 
 def test_a_function_that_is_fused_is_no_layer_of_its_own(float_model):
