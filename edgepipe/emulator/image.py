@@ -64,19 +64,29 @@ def ensure_image(engine: Engine, target: Target, emulation: Emulation, emit: Emi
         return tag
     with tempfile.TemporaryDirectory(prefix="edgepipe-image-") as name:
         context = Path(name)
-        for each in _SENT:
-            source = docker_folder() / each
-            if source.is_dir():
-                shutil.copytree(source, context / each, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, context / each)
-        with stage(emit, "fetch the device's runtimes") as fetching:
-            _unpack_wheels(requirements, target, base.python, context / "site-packages")
-            fetching.detail = f"{', '.join(requirements)} for {target.architecture}, Python {base.python}"
+        fill_context(target, base.python, context, emit)
         with stage(emit, "build the device's image") as building:
             _build(engine, target, base, context, tag)
             building.detail = f"{tag} on {base.name}"
     return tag
+
+
+def fill_context(target: Target, python: str, context: Path, emit: Emit) -> None:
+    """Writes into a folder what an image of the target is built of, wheels of its architecture included.
+
+    Raises:
+        EmulatorFailed: A runtime has no wheel for the device.
+    """
+    for each in _SENT:
+        source = docker_folder() / each
+        if source.is_dir():
+            shutil.copytree(source, context / each, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, context / each)
+    requirements = _requirements(target)
+    with stage(emit, "fetch the device's runtimes") as fetching:
+        _unpack_wheels(requirements, target, python, context / "site-packages")
+        fetching.detail = f"{', '.join(requirements)} for {target.architecture}, Python {python}"
 
 
 def platform_of(target: Target) -> str:
