@@ -21,15 +21,17 @@ def engines(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
 
-    def install(name, *, stdout="", stderr="", status=0):
-        said = stdout if isinstance(stdout, str) else json.dumps(stdout)
-        (folder / f"{name}.out").write_text(said)
+    def install(name, *, stdout="", stderr="", status=0, **answers):
+        for command, said in {"": stdout, **answers}.items():
+            text = said if isinstance(said, str) else json.dumps(said)
+            (folder / f"{name}.{command}.out").write_text(text)
         (folder / f"{name}.err").write_text(stderr)
         program = folder / name
         program.write_text(
             "#!/bin/sh\n"
             f'echo "$@" >>{folder}/{name}.log\n'
-            f'while IFS= read -r line || [ -n "$line" ]; do echo "$line"; done <{folder}/{name}.out\n'
+            f'said={folder}/{name}.$1.out; [ -e "$said" ] || said={folder}/{name}..out\n'
+            f'while IFS= read -r line || [ -n "$line" ]; do echo "$line"; done <"$said"\n'
             f'while IFS= read -r line || [ -n "$line" ]; do echo "$line" >&2; done <{folder}/{name}.err\n'
             f"exit {status}\n"
         )
