@@ -55,4 +55,5 @@ for base in trixie-arm64 bookworm-amd64 bookworm-armhf; do
     docker image inspect "edgepipe-base:$base" >/dev/null 2>&1 ||
         python3 docker/make-base.py "${base%-*}" "${base#*-}" || give_up "the base $base cannot be made"
 done
+docker run --rm --platform linux/arm64 edgepipe-base:trixie-arm64 true || give_up "containers of Arm programs do not run here"
 echo "Emulated devices can run: docker $(docker info --format '{{.ServerVersion}}'), $(/usr/bin/qemu-aarch64-static --version | head -n 1)"

@@ -30,10 +30,11 @@ account() { # NAME UID HOME SHELL
     grep -q "^$1:" /etc/group || echo "$1:x:$2:" >>/etc/group
 }
 account sshd 990 /run/sshd /usr/sbin/nologin
-account edge 1500 /home/edge /bin/bash
-mkdir -p /home/edge/.ssh /run/sshd /var/empty
-chown -R edge:edge /home/edge
-chmod 700 /home/edge /home/edge/.ssh
+home=/home/edge
+account edge 1500 $home /bin/bash
+mkdir -p $home/.ssh /run/sshd /var/empty
+chown -R edge:edge $home
+chmod 700 $home $home/.ssh
 
 # Keys that a package made at build would be the same on every device.
 rm -f /etc/ssh/ssh_host_*

@@ -8,9 +8,10 @@ set -eu
 
 mkdir -p /run/sshd
 chmod 755 /run/sshd
-echo "$EDGEPIPE_AUTHORIZED_KEY" >/home/edge/.ssh/authorized_keys
-chown edge:edge /home/edge/.ssh/authorized_keys
-chmod 600 /home/edge/.ssh/authorized_keys
+keys=~edge/.ssh/authorized_keys
+echo "$EDGEPIPE_AUTHORIZED_KEY" >"$keys"
+chown edge:edge "$keys"
+chmod 600 "$keys"
 [ -e /etc/ssh/ssh_host_ed25519_key ] || ssh-keygen -q -t ed25519 -N '' -C '' -f /etc/ssh/ssh_host_ed25519_key
 
 cp /opt/edgepipe/sshd_config /etc/ssh/sshd_config
