@@ -169,10 +169,7 @@ class Run:
             self._fail(model, tool, done.answer["error"], done.answer.get("versions", {}))
             return
         row = self.results["rows"].setdefault(_key(model, tool), {"runs": [], "artifacts": {}})
-        digests = {
-            kind: hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            for kind, path in done.answer["artifacts"].items()
-        }
+        digests = {kind: _digest(Path(path)) for kind, path in done.answer["artifacts"].items()}
         if row.get("digests") != digests:
             row["artifacts"] = {}  # another artifact than the one that was judged
         row["digests"] = digests
@@ -253,17 +250,17 @@ class Run:
         """Latency of all artifacts of a model, chosen or not: only those of one go can be compared."""
         for kind in ("onnx", "tflite"):
             made = {
-                tool.name: (row["digests"][kind], self._folder(model, tool) / row["files"][kind])
+                tool.name: self._folder(model, tool) / row["files"][kind]
                 for tool in TOOLS
                 if kind in (row := self.results["rows"].get(_key(model, tool), {})).get("artifacts", {})
             }
-            digests = {name: digest for name, (digest, _) in made.items()}
+            digests = {name: _digest(path) for name, path in made.items()}
             kept = self.results.setdefault("latency", {}).setdefault(model, {})
             again = self.arguments.timings or self.arguments.fresh
             if not made or (kept.get(kind, {}).get("digests") == digests and not again):
                 continue
             print(f"{_now()} {model}: latency of {len(made)} {kind} artifacts", flush=True)
-            paths = {FLOAT: case[kind]} | {name: str(path) for name, (_, path) in made.items()}
+            paths = {FLOAT: case[kind]} | {name: str(path) for name, path in made.items()}
             artifacts = {name: {"path": path, "format": kind} for name, path in paths.items()}
             answer = self._ask("latency", Path(case["onnx"]).parent, case | {"artifacts": artifacts})
             if "error" in answer:
@@ -346,6 +343,10 @@ def _wait(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | None,
 
 def _is_repeated(row: dict[str, Any], number: int) -> bool:
     return len(row["runs"]) < number and all(run["seconds"] < REPEATED_BELOW_S for run in row["runs"])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _key(model: str, tool: Tool) -> str:
