@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edgepipe.bundle import Bundle, read_bundle
     from edgepipe.errors import EdgepipeError
     from edgepipe.job import DataSpec, Effort, Job, Place, SourceSpec
-    from edgepipe.quantize.explain.explanation import Explanation
     from edgepipe.provenance import Reproduction
+    from edgepipe.quantize.explain.explanation import Explanation
     from edgepipe.store import Run, list_runs, load_run
     from edgepipe.workflow import (
         bench,
