@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from edgepipe.measure.outputs import steps
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "acceptance"))
 from prepare import cases  # noqa: E402  it stands beside, and is no package
@@ -96,10 +98,11 @@ def words(found: dict[str, Any]) -> str:
         return f"exact, {found['samples']} samples"
     far = f"{found['worst_relative']:.0e} of the range"
     if found["worst_steps"] is not None:
-        far = f"{found['worst_steps']:.0f} step{'' if found['worst_steps'] == 1 else 's'}"
+        far = steps(found["worst_steps"])
     share = 100 * found["differing"] / found["elements"]
+    values = f"{share:.1f} %" if share >= 0.1 else "<0.1 %"
     same = f"same top class on {found['argmax_equal']}"
-    where = f"{share:.1f} % of values, on {found['differing_samples']} of {found['samples']} samples"
+    where = f"{values} of values, on {found['differing_samples']} of {found['samples']} samples"
     return f"≤ {far}, {where}; {same}"
 
 

@@ -7,6 +7,11 @@ import msgspec
 from edgepipe.measure.record import Kind
 
 
+def steps(count: float) -> str:
+    """``1 step``, ``14 steps``; of a float output, whose values are near a step, the nearest number."""
+    return "1 step" if round(count) == 1 else f"{count:.0f} steps"
+
+
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """A place where artifacts ran.
 
@@ -104,8 +109,7 @@ class SiteOutputs(msgspec.Struct, frozen=True, kw_only=True):
             return f"not finite {where}"
         if self.worst_steps is None:
             return f"{self.worst_relative:.1e} of the range at most {where}"
-        plural = "" if self.worst_steps == 1 else "s"
-        return f"{self.worst_steps:.0f} step{plural} at most {where}"
+        return f"{steps(self.worst_steps)} at most {where}"
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from edgepipe.measure.outputs import LayerDifference, OutputsReport, Site, SiteOutputs
+from edgepipe.measure.outputs import LayerDifference, OutputsReport, Site, SiteOutputs, steps
 from edgepipe.report import text
 from edgepipe.report.layout import FigureTable, figure_table
 from edgepipe.units import format_share
@@ -99,7 +99,7 @@ def _layer_cell(layer: LayerDifference) -> Text:
         return Text("exact", "green")
     far = f"{layer.worst_relative:.1e} of the range"
     if layer.worst_steps is not None:
-        far = f"{layer.worst_steps:.0f} step{'' if layer.worst_steps == 1 else 's'}"
+        far = steps(layer.worst_steps)
     share = layer.differing / layer.elements
     return Text.assemble(
         (far, "yellow"), (f"\n{format_share(share) if share >= 1e-3 else '<0.1 %'} of its values", "dim")
