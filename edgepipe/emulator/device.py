@@ -38,6 +38,20 @@ _CAPABILITIES = (
 """What sshd needs to let somebody in; the device's user has none of them."""
 
 
+# Engines hide /sys/firmware, where a board says its name, from every container that does not ask for it.
+# Podman's health checks need systemd, and its default limits are above what some machines allow.
+_OWN_OPTIONS = {
+    "docker": ("--security-opt", "systempaths=unconfined"),
+    "podman": (
+        "--security-opt",
+        "unmask=/sys/firmware",
+        "--no-healthcheck",
+        "--ulimit=nofile=4096:4096",
+        "--ulimit=nproc=4096:4096",
+    ),
+}
+
+
 class EmulatedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """A container that stands for a board.
 
@@ -228,8 +242,6 @@ def _start(engine: Engine, target: Target, emulation: Emulation, tag: str) -> Em
     environment = {"EDGEPIPE_AUTHORIZED_KEY": key, "EDGEPIPE_EMULATED": target.name}
     if emulation.qemu_cpu:
         environment["QEMU_CPU"] = emulation.qemu_cpu
-    # Docker hides /sys/firmware, where a board says its name, from every container that does not ask for it.
-    unhidden = "systempaths=unconfined" if engine.kind == "docker" else "unmask=/sys/firmware"
     engine.run(
         "run", "--detach",
         "--name", _container_name(target.name),
@@ -244,7 +256,7 @@ def _start(engine: Engine, target: Target, emulation: Emulation, tag: str) -> Em
         "--cap-drop", "ALL",
         *(f"--cap-add={each}" for each in _CAPABILITIES),
         "--security-opt", "no-new-privileges",
-        "--security-opt", unhidden,
+        *_OWN_OPTIONS[engine.kind],
         *(f"--volume={source}:{path}:ro" for path, source in mounts.items()),
         *(f"--env={name}={value}" for name, value in environment.items()),
         tag,
