@@ -53,6 +53,16 @@ def reproduce(
     weights: o.WeightsOption = None,
     data: o.DataOption = None,
     bundle: BundleOption = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="File of the target to emulate, where the run's is none of edgepipe's own.",
+            rich_help_panel=o.DEVICE,
+            show_default=False,
+        ),
+    ] = None,
     host: o.HostOption = None,
     emulate: o.EmulateOption = False,
     emulator: o.EmulatorOption = None,
@@ -74,7 +84,7 @@ def reproduce(
     view = ProgressView()
     chosen = emulator or emulate or host is None
     place = ask_place(host, chosen, identity, accept_new_host_key, view if ask_password else None)
-    given = reproducing.Given(model=model, weights=weights, data=data, bundle=bundle)
+    given = reproducing.Given(model=model, weights=weights, data=data, bundle=bundle, target=target)
     with view as emit:
         found = reproducing.reproduce(
             run, jobs.resolve_place(place, jobs.current_project()), store=store, given=given, emit=emit

@@ -109,4 +109,6 @@ def _why(found: Reproduction) -> str:
     compared = [check for check in found.checks if check.state != "not compared"]
     equal = sum(check.state == "equal" for check in compared)
     rest = len(compared) - equal
-    return f": {equal} equal" + (f", {rest} within their tolerance" if rest else "")
+    without = len(found.checks) - len(compared)
+    parts = [f"{equal} equal", f"{rest} within their tolerance" if rest else ""]
+    return ": " + ", ".join(filter(None, [*parts, f"{without} not compared" if without else ""]))

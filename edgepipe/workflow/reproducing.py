@@ -15,7 +15,7 @@ from edgepipe.job import Effort, Job, Place
 from edgepipe.provenance import Change, Check, Origin, Reproduction, changes
 from edgepipe.provenance.environment import version_changes
 from edgepipe.store import ArtifactResult, Run
-from edgepipe.target import Target, load_target
+from edgepipe.target import Target, list_targets, load_target
 from edgepipe.workflow.agreeing import compare_inputs, compare_made, compare_metrics
 from edgepipe.workflow.exporting import Published, inputs_of, open_published
 from edgepipe.workflow.judge import judge_bundle
@@ -38,12 +38,14 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
         weights: state_dict for a factory; None likewise.
         data: The data; None likewise.
         bundle: The run's bundle, where it is not in the run's folder.
+        target: File of the target to emulate; only needed where the run's is none of edgepipe's own.
     """
 
     model: str | None = None
     weights: Path | None = None
     data: Path | None = None
     bundle: Path | None = None
+    target: str | None = None
 
 
 def reproduce(
@@ -74,6 +76,7 @@ def reproduce(
         BundleError: Its bundle is missing, or an export was altered.
         ModelNotFound: The model is not at hand.
         DataNotFound: The data is not at hand.
+        UsageError: The run's target cannot be emulated on the run's word alone, or its model is a program.
         DeviceError: The device cannot be reached.
         EdgepipeError: What the steps of the job say.
     """
@@ -89,9 +92,10 @@ def reproduce(
         prepared = prepare(job, emit)
         checks = list(compare_inputs(published, prepared))
         device: Device | None = None
-        if not _differ(checks):
-            checks += _rebuild(published, prepared, Path(work) / "bundle", emit)
-            with open_device(place, emit, prepared.target) as device:
+        if not any(each.state == "differs" for each in checks):
+            with open_device(place, emit, _board(run, given, place, prepared.target)) as device:
+                check_device(prepared.target, device, emit)  # before minutes of work
+                checks += _rebuild(published, prepared, Path(work) / "bundle", emit)
                 checks += compare_results(run, device, _measure(published, prepared.target, device, emit))
     return _conclude(run, published.bundle, tuple(checks), device)
 
@@ -135,6 +139,25 @@ def _job(published: Published, origin: Origin, given: Given, work: Path) -> Job:
     return job
 
 
+def _board(run: Run, given: Given, place: Place, recorded: Target) -> Target:
+    """The target to open a device of.
+
+    An emulated device is built from what its target names: an image, packages. A record may come from
+    anybody, so these are taken from edgepipe's own target of that name, or from a file that the user names.
+    """
+    if place.host is not None or place.emulate == "native":
+        return recorded
+    if given.target is not None:
+        return load_target(given.target)
+    if run.target in {target.name for target in list_targets()}:
+        return load_target(run.target)
+    raise UsageError(
+        "the run's target is none of edgepipe's own, and is not emulated on the run's word alone",
+        where=f"target {run.target}",
+        remedy="name its file with --target, a board with --host, or take --emulator native",
+    )
+
+
 def _refuse_code(model: Path) -> None:
     """Raises UsageError for a model that is a program: an export may come from anybody."""
     if model.suffix == ".py":
@@ -175,15 +198,10 @@ def _rebuild(published: Published, prepared: Prepared, folder: Path, emit: Emit)
 def _measure(published: Published, target: Target, device: Device, emit: Emit) -> tuple[ArtifactResult, ...]:
     """Runs the recorded artifacts; as long as the record says only where latencies can be compared."""
     run = published.run
-    check_device(target, device, emit)
     threads = {each.measurement.threads for each in run.results if each.measurement}
     both_boards = run.kind == "board" and device.kind == "board"
     effort = msgspec.structs.replace(Effort() if both_boards else BRIEF, threads=min(threads, default=None))
     return measure_bundle(published.bundle, target, device, effort, emit=emit)
-
-
-def _differ(checks: list[Check]) -> bool:
-    return any(each.state == "differs" for each in checks)
 
 
 def _conclude(run: Run, bundle: Bundle, checks: tuple[Check, ...], device: Device | None) -> Reproduction:

@@ -348,6 +348,15 @@ def test_a_program_that_came_with_an_export_is_not_run(exported, equipped, told)
     assert equipped.ok("reproduce", "run.zip", "--model", "model.onnx")
 
 
+def test_a_strangers_target_is_not_emulated(exported, equipped, told):
+    """Its image and packages would be fetched and run."""
+    shutil.copy(exported, equipped.folder / "run.zip")
+
+    resealed(equipped.folder / "run.zip", lambda record: record.update(target="theirs"))
+    told(equipped.run("reproduce", "run.zip"), errors.UsageError, "on the run's word alone", "--target")
+    assert "REPRODUCED" in equipped.ok("reproduce", "run.zip", "--emulator", "native").stdout
+
+
 def test_a_damaged_export_is_refused(exported, equipped, told):
     (equipped.folder / "run.zip").write_bytes(exported.read_bytes()[:-500])
     told(equipped.run("reproduce", "run.zip"), errors.BundleError, "damaged")
