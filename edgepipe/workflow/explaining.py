@@ -137,7 +137,9 @@ class _Outputs:
         if self._digest != before.digest:
             self._digest, self._exact = before.digest, self._run(before)
         found = evaluate.sqnr_db(self._exact, self._run(after))
-        return RecoveryStep(name=name, output_sqnr_db=found, samples=len(self._x))
+        return RecoveryStep(
+            name=name, output_sqnr_db=None if found is None else round(found, 2), samples=len(self._x)
+        )
 
     def _run(self, model: Model) -> NDArray[np.float32]:
         return np.concatenate([each.ravel() for each in model_outputs(model, self._x)])

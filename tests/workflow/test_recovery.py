@@ -128,7 +128,7 @@ def test_what_the_bundle_holds_is_not_rounded_again(bundle, tmp_path, monkeypatc
     monkeypatch.setattr("edgepipe.quantize.static.round_layerwise", watched)
     monkeypatch.setattr(remedies, "QUICK_WEIGHTS", 0)
     told = []
-    found = explain(bundle.folder, data=tmp_path / "val.npz", emit=told.append)
+    found = explain(bundle.folder, data=tmp_path / "val.npz", depth=Depth(samples=256), emit=told.append)
     assert runs == []
     assert [step.name for step in found.steps][-1] == "rounding = gptq"
     assert found.steps[-1].output_sqnr_db == pytest.approx(found.output_sqnr_db, abs=0.02)
@@ -160,7 +160,7 @@ def test_samples_that_the_data_holds_twice_serve_once(bundle, tmp_path):
     x = np.load(tmp_path / "val.npz")["x"]
     np.savez(tmp_path / "twice.npz", x=np.concatenate([x[::-1], x]))
     told = []
-    found = explain(bundle.folder, data=tmp_path / "twice.npz", emit=told.append)
+    found = explain(bundle.folder, data=tmp_path / "twice.npz", depth=Depth(samples=256), emit=told.append)
     assert not [event for event in told if isinstance(event, Warned)]
     assert found.output_sqnr_db == pytest.approx(found.steps[-1].output_sqnr_db)
 
