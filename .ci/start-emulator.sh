@@ -18,6 +18,7 @@ command -v docker >/dev/null || missing+=(docker.io)
 [ -n "${DOCKER_HOST:-}" ] || command -v dockerd >/dev/null || missing+=(docker.io iptables)
 [ -x /usr/bin/qemu-aarch64-static ] || missing+=(qemu-user-static)
 command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+command -v arch-test >/dev/null || missing+=(arch-test) # mmdebstrap asks it whether Arm programs run
 if [ "${#missing[@]}" -gt 0 ]; then
     command -v apt-get >/dev/null || give_up "missing ${missing[*]}, and this machine has no apt-get"
     as_root true 2>/dev/null || give_up "missing ${missing[*]}, and installing them needs root"
