@@ -171,6 +171,8 @@ def is_clip_of_linear(node: ir.Node) -> bool:
 
 def _averages_alike(pool: ir.Node) -> bool:
     """Whether every output is a mean of equally many elements: TFLite rounds others on their input's grid."""
+    if edit.integer(pool, "ceil_mode", 0):  # the last window may reach beyond what there is
+        return False
     padded = any(edit.ints(pool, "pads")) or edit.text(pool, "auto_pad", "NOTSET").startswith("SAME")
     return not padded or bool(edit.integer(pool, "count_include_pad", 0))
 

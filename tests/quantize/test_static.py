@@ -443,11 +443,20 @@ def test_an_average_pool_and_its_function_share_one_grid(
     assert np.mean(np.abs(outputs[0] - outputs[1]) > 0.5 * step) < 0.002
 
 
-def test_an_average_pool_that_leaves_pads_out_keeps_the_grid_of_its_input(build_model, quantize, read_qdq):
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ("kernel_shape=[2,2], pads=[1,1,1,1]", 7),
+        ("kernel_shape=[3,3], strides=[2,2], ceil_mode=1", 3),  # its last windows overhang
+    ],
+)
+def test_an_average_of_fewer_elements_at_the_border_keeps_the_grid_of_its_input(
+    settings, size, build_model, quantize, read_qdq
+):
     model = build_model(
-        """net (float[n,3,8,8] x) => (float[n,8,7,7] y) {
-            c = Conv(x, w) p = AveragePool<kernel_shape=[2,2], pads=[1,1,1,1]>(c) y = Relu(p)
-        }""",
+        f"""net (float[n,3,8,8] x) => (float[n,8,{size},{size}] y) {{
+            c = Conv(x, w) p = AveragePool<{settings}>(c) y = Relu(p)
+        }}""",
         w=normal(8, 3, 3, 3),
     )
     qdq = read_qdq(quantize(model)[1])
