@@ -50,18 +50,10 @@ def main() -> None:
 
 
 def row(case: Case) -> str:
-    x, y = case.data()
-    chosen = np.zeros(len(x), bool)
-    chosen[np.arange(len(x))[::7][: CALIBRATION + 1]] = True  # and one that compress keeps for itself
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "calibration.npz"
-        np.savez(data, x=x[chosen], y=y[chosen])
-        weights = Path(case.arguments[2]) if "--weights" in case.arguments else None
-        job = Job(
-            model=case.arguments[0], target="x86", data=data, calibration_samples=CALIBRATION, weights=weights
-        )
+        job, others = job_of(case, Path(folder))
         made = compress(job, Path(folder) / "bundle").bundle
-        found = {each.name: outputs(made, each, x[~chosen][:EVALUATION]) for each in made.manifest.artifacts}
+        found = {each.name: outputs(made, each, others[:EVALUATION]) for each in made.manifest.artifacts}
     step = next(each.outputs[0].scale for each in made.manifest.artifacts if each.name == "int8.tflite")
     off = np.rint(np.abs(found["int8.tflite"] - found["int8.onnx"]) / step)
     exact = found["float32.onnx"]
@@ -71,6 +63,21 @@ def row(case: Case) -> str:
         f"| {case.name} | {len(exact)} | {between} | {fidelity[0]:.1f} and {fidelity[1]:.1f} dB "
         f"| {100 * (off == 0).mean():.2f} % | {100 * (off <= 1).mean():.2f} % |"
     )
+
+
+def job_of(case: Case, folder: Path, recipe: str = "int8") -> tuple[Job, NDArray[np.float32]]:
+    """A job that calibrates on every seventh sample, and the samples that it does not see."""
+    x, y = case.data()
+    chosen = np.zeros(len(x), bool)
+    chosen[np.arange(len(x))[::7][: CALIBRATION + 1]] = True  # and one that compress keeps for itself
+    data = folder / "calibration.npz"
+    np.savez(data, x=x[chosen], y=y[chosen])
+    weights = Path(case.arguments[2]) if "--weights" in case.arguments else None
+    job = Job(
+        model=case.arguments[0], target="x86", data=data, recipe=recipe,
+        calibration_samples=CALIBRATION, weights=weights,
+    )  # fmt: skip
+    return job, x[~chosen]
 
 
 def outputs(bundle: Bundle, artifact: Artifact, x: NDArray[np.float32]) -> Outputs:

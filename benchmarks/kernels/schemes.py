@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agreement import CALIBRATION, Case, Outputs, cases, decibels, outputs
+from agreement import CALIBRATION, Case, Outputs, cases, decibels, job_of, outputs
 from numpy.typing import NDArray
 
 from edgepipe.bundle import Artifact, Bundle
-from edgepipe.job import Job
 from edgepipe.runtime import open_session, to_port
 from edgepipe.workflow.make import compress
 
@@ -56,21 +55,12 @@ def main() -> None:
 
 def model_rows(case: Case) -> list[str]:
     """A row for each recipe."""
-    x, y = case.data()
-    chosen = np.zeros(len(x), bool)
-    chosen[np.arange(len(x))[::7][: CALIBRATION + 1]] = True  # and one that compress keeps for itself
-    others = x[~chosen][: MODELS[case.name]]
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "calibration.npz"
-        np.savez(data, x=x[chosen], y=y[chosen])
-        weights = Path(case.arguments[2]) if "--weights" in case.arguments else None
         made = {}
         for recipe in RECIPES:
-            job = Job(
-                model=case.arguments[0], target="x86", data=data, recipe=recipe,
-                calibration_samples=CALIBRATION, weights=weights,
-            )  # fmt: skip
+            job, others = job_of(case, Path(folder), recipe)
             made[recipe] = compress(job, Path(folder) / recipe).bundle
+        others = others[: MODELS[case.name]]
         times = {kind: latencies(made, kind, others[:1]) for kind in ("onnx", "tflite")}
         floats = find(made["int8"], "onnx", floats=True)
         assert floats is not None
