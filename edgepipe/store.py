@@ -23,7 +23,7 @@ import msgspec
 from edgepipe.bundle import Artifact, Calibration, Step
 from edgepipe.errors import RunNotFound
 from edgepipe.evaluate import Estimate, Evaluation
-from edgepipe.files import to_json, write_whole
+from edgepipe.files import from_json, to_json, write_whole
 from edgepipe.measure import Kind, Measurement, Verification, latency_of, verdict_of
 from edgepipe.provenance import Environment, Origin
 from edgepipe.quantize.explain.diagnosis import Diagnosis
@@ -276,16 +276,7 @@ def _resolve(store: Path, name: str) -> str:
 
 def _read(path: Path) -> Run:
     try:
-        encoded = path.read_bytes()
-        schema = msgspec.json.decode(encoded, type=dict[str, object]).get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise RunNotFound(
-                "the run was made by a newer edgepipe",
-                where=str(path),
-                got=f"schema {schema}, this edgepipe knows {SCHEMA}",
-                remedy="upgrade edgepipe",
-            )
-        return msgspec.json.decode(encoded, type=Run)
+        return from_json(path.read_bytes(), Run, SCHEMA, what="the run", where=str(path), error=RunNotFound)
     except (OSError, msgspec.DecodeError) as error:
         raise RunNotFound(
             "the run's record cannot be read",

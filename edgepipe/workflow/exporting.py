@@ -36,7 +36,7 @@ from edgepipe.errors import (
     UsageError,
 )
 from edgepipe.events import Emit, silent, stage
-from edgepipe.files import to_json, write_whole
+from edgepipe.files import from_json, to_json, write_whole
 from edgepipe.model import digest_bytes
 from edgepipe.provenance import Contents, Exported, LeftOut, Origin
 from edgepipe.provenance.exported import SCHEMA
@@ -291,15 +291,7 @@ def _unpack(file: Path, folder: Path) -> Contents:
 def _read_contents(archive: zipfile.ZipFile, file: Path) -> Contents:
     try:
         encoded = archive.read(CONTENTS)
-        schema = msgspec.json.decode(encoded, type=dict[str, object]).get("schema")
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise BundleError(
-                "the export was made by a newer edgepipe",
-                where=str(file),
-                got=f"schema {schema}, this edgepipe knows {SCHEMA}",
-                remedy="upgrade edgepipe",
-            )
-        contents = msgspec.json.decode(encoded, type=Contents)
+        contents = from_json(encoded, Contents, SCHEMA, what="the export", where=str(file), error=BundleError)
     except (KeyError, msgspec.DecodeError) as error:
         raise BundleError(
             "the file is no exported run",
